@@ -1,0 +1,85 @@
+"""Timing two callables against each other in one run."""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+# A block lasts at least this long, so that reading the clock (50 ns) and waking a thread are lost in it.
+_BLOCK_SECONDS = 5e-4
+_MIN_ROUNDS, _MAX_ROUNDS = 5, 101
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds a call of one side, one number a round."""
+
+    seconds: tuple[float, ...]
+    calls: int  # in one round
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        if len(self.seconds) < 2:
+            return self.seconds[0], self.seconds[0]
+        low, _, high = statistics.quantiles(self.seconds, n=4)
+        return low, high
+
+
+class _Pool:
+    """A parallel region just large enough to wake every thread of torch's pool."""
+
+    def __init__(self):
+        # at::parallel_for gives a thread at least 32768 elements.
+        self._data = torch.zeros(32768 * torch.get_num_threads())
+
+    def wake(self) -> None:
+        self._data.add_(1.0)
+
+
+def _block(call: Callable[[], object], calls: int) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        call()
+    return time.perf_counter() - start
+
+
+def _calls_per_block(call: Callable[[], object]) -> int:
+    call()
+    calls = 1
+    while (seconds := _block(call, calls)) < _BLOCK_SECONDS:
+        calls = max(2 * calls, min(100 * calls, int(calls * 1.2 * _BLOCK_SECONDS / max(seconds, 1e-9))))
+    return calls
+
+
+def alternate(
+    first: Callable[[], object], second: Callable[[], object], seconds: float, rounds: int | None = None
+) -> tuple[Timing, Timing]:
+    """Times blocks of calls of both in turn, the order swapped every round, for about `seconds` or exactly `rounds`.
+
+    The thread pool is woken before every block, for both alike: a pool that slept costs the next call up to
+    milliseconds, and only a side that left it idle would pay.
+    """
+    sides, calls = (first, second), (_calls_per_block(first), _calls_per_block(second))
+    pool = _Pool()
+    if rounds is None:
+        one_round = sum(_block(side, n) for side, n in zip(sides, calls))
+        rounds = max(_MIN_ROUNDS, min(_MAX_ROUNDS, int(seconds / one_round)))
+    taken: tuple[list[float], list[float]] = ([], [])
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        for i in range(rounds):
+            for side in (0, 1) if i % 2 == 0 else (1, 0):
+                pool.wake()
+                taken[side].append(_block(sides[side], calls[side]) / calls[side])
+    finally:
+        if was_enabled:
+            gc.enable()
+    return Timing(tuple(taken[0]), calls[0]), Timing(tuple(taken[1]), calls[1])

@@ -1,0 +1,158 @@
+"""Options, environment and the `compare` fixture of the benchmarks."""
+
+import dataclasses
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastcnn
+from bench._alternate import alternate
+from bench._gate import WrongResult, check, require_equal
+from bench._layer import Comparison
+from bench._peaks import Peaks
+from bench._rows import DIRECTIONS, SMOKE, SMOKE_ROUNDS, Row
+from bench.report import group_lines
+
+_PEAKS = pytest.StashKey[Peaks]()
+_MEASURED = pytest.StashKey[list[dict]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--threads", type=int, help="threads of torch's pool (default: torch's own choice)")
+    parser.addoption("--seconds", type=float, default=0.5, help="timing budget of a row, both sides together")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for name in (*DIRECTIONS, "network", "overhead"):
+        config.addinivalue_line("markers", f"{name}: benchmarks of this kind")
+    config.stash[_MEASURED] = []
+    if config.option.threads:
+        torch.set_num_threads(config.option.threads)
+    if not config.option.benchmark_json and not config.option.collectonly:
+        results = Path(__file__).parent / "results"
+        results.mkdir(exist_ok=True)
+        name = time.strftime("smoke-%Y%m%d-%H%M%S.json" if SMOKE else "%Y%m%d-%H%M%S.json")
+        config.option.benchmark_json = (results / name).open("wb")
+
+
+def environment() -> dict:
+    """What the numbers depend on beside the code."""
+    lowered = ("ATEN_CPU_CAPABILITY", "FASTCNN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "OMP_NUM_THREADS")
+    return {
+        "torch": torch.__version__,
+        "fastcnn": fastcnn.__version__,
+        "isa": fastcnn.cpu_capability(),
+        "torch_isa": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "cpu": _cpu_name(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python_version": platform.python_version(),
+        "environment": {name: os.environ[name] for name in lowered if name in os.environ},
+        "smoke": SMOKE,
+    }
+
+
+def _cpu_name() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]} ({len(names)} logical)" if names else platform.processor()
+
+
+@pytest.fixture(scope="session")
+def peaks(pytestconfig: pytest.Config) -> Peaks:
+    measured = Peaks()
+    pytestconfig.stash[_PEAKS] = measured
+    return measured
+
+
+def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list, output_json: dict) -> None:
+    measured = config.stash.get(_PEAKS, None)
+    output_json["fastcnn"] = {**environment(), "peaks": measured.as_dict() if measured else {}}
+
+
+@pytest.hookimpl(trylast=True)  # after pytest-benchmark's own table
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if measured := config.stash[_MEASURED]:
+        terminalreporter.section("speed against stock PyTorch (stock's median / fastcnn's)")
+        for line in group_lines(measured):
+            terminalreporter.write_line(line)
+
+
+@pytest.fixture
+def compare(benchmark, peaks: Peaks, pytestconfig: pytest.Config) -> Callable:
+    """Checks both sides, times them in turn, and writes what was found into the benchmark's extra_info."""
+
+    def run(comparison: Comparison, row: Row, op: str, group: str | None = None) -> None:
+        with torch.set_grad_enabled(comparison.gradients):
+            checked_and_timed(comparison, row, op, group or op)
+
+    def checked_and_timed(comparison: Comparison, row: Row, op: str, group: str) -> None:
+        try:
+            outputs, fast_error = check(comparison.fast, comparison.expected, comparison.bounds, comparison.dtype)
+        except WrongResult as error:
+            pytest.fail(f"not timed, fastcnn's result is wrong: {op} {row}: {error}", pytrace=False)
+        try:
+            bounds = [_stock_slack(comparison.dtype) * b for b in comparison.bounds]
+            stock_error = check(comparison.stock, comparison.expected, bounds, comparison.dtype)[1]
+        except WrongResult as error:
+            pytest.fail(f"not timed, stock does not compute the same: {op} {row}: {error}", pytrace=False)
+        checked = [t.clone() for t in outputs]
+        fast, stock = alternate(
+            comparison.fast, comparison.stock, pytestconfig.option.seconds, SMOKE_ROUNDS if SMOKE else None
+        )
+        try:
+            require_equal(comparison.fast(), checked)
+        except WrongResult as error:
+            pytest.fail(f"the timed call differs from the checked one: {op} {row}: {error}", pytrace=False)
+        benchmark.group = group
+        # pytest-benchmark's own table shows fastcnn alone; the ratio comes from the alternated medians.
+        rounds = SMOKE_ROUNDS if SMOKE else min(10, len(fast.seconds))
+        benchmark.pedantic(comparison.fast, rounds=rounds, iterations=fast.calls)
+        benchmark.extra_info.update(
+            {
+                "op": op,
+                "group": group,
+                "layer": row.case.name,
+                "geometry": dataclasses.asdict(row.case),
+                "batch": row.batch,
+                "layout": row.layout,
+                "dtype": row.dtype_name,
+                "direction": row.direction,
+                "ratio": stock.median / fast.median,
+                "fastcnn_median_s": fast.median,
+                "stock_median_s": stock.median,
+                "fastcnn_quartiles_s": fast.quartiles,
+                "stock_quartiles_s": stock.quartiles,
+                "rounds": len(fast.seconds),
+                "calls_per_round": (fast.calls, stock.calls),
+                "error_over_bound": fast_error,
+                "stock_error_over_bound": stock_error * _stock_slack(comparison.dtype),
+                "threads": torch.get_num_threads(),
+                "isa": fastcnn.cpu_capability(),
+                "torch": torch.__version__,
+                **_rates(comparison, fast.median, peaks),
+            }
+        )
+        pytestconfig.stash[_MEASURED].append(benchmark.extra_info)
+
+    return run
+
+
+def _stock_slack(dtype: torch.dtype) -> float:
+    """How far stock may exceed the bound: its half-precision ops round every intermediate result to half."""
+    return 1.0 if dtype == torch.float32 else 16.0
+
+
+def _rates(comparison: Comparison, seconds: float, peaks: Peaks) -> dict:
+    if comparison.flops:
+        rate = comparison.flops / seconds
+        return {"gflops": rate / 1e9, "fraction_of_peak": rate / peaks.sgemm, "peak": "sgemm"}
+    if comparison.moved:
+        rate = comparison.moved / seconds
+        return {"gb_per_s": rate / 1e9, "fraction_of_peak": rate / peaks.copy(comparison.moved), "peak": "copy"}
+    return {}

@@ -1,0 +1,80 @@
+"""Max, average and adaptive average pooling on layers of published networks, against torch.nn.functional."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+import fastcnn.functional as F
+from bench._layer import Layer, backward, forward, random_input, relative_bound, sum_bounds
+from bench._rows import Row, parametrize, rows
+from tests.cases import ADAPTIVE_POOLS, AVG_POOLS, POOLS, PoolCase, find
+from tests.cases.geometry import pair
+
+BOTH = ("channels_last", "contiguous")
+WAYS = ("forward", "backward")
+MAX_FULL = [
+    *rows(POOLS, (1, 16), BOTH),
+    *rows(POOLS, (16,), BOTH, ("backward",)),
+    *rows([find("alexnet.pool1"), find("googlenet.pool2")], (16,), BOTH, dtype=torch.float16),
+]
+MAX_SMOKE = [*rows([find("alexnet.pool1")], (1,), BOTH), Row(find("alexnet.pool1"), direction="backward")]
+AVG_FULL = rows(AVG_POOLS, (1, 16), BOTH, WAYS)
+AVG_SMOKE = rows([find("densenet121.transition3")], directions=WAYS)
+ADAPTIVE_FULL = rows(ADAPTIVE_POOLS, (1, 16), BOTH, WAYS)
+ADAPTIVE_SMOKE = rows([find("resnet18.avgpool")], directions=WAYS)
+
+
+def windows_over_one_element(case: PoolCase) -> int:
+    return math.prod(-(-k // s) for k, s in zip(pair(case.kernel_size), pair(case.stride)))
+
+
+def run(row: Row, compare: Callable, op: str, fast: Callable, stock: Callable, bounds: dict) -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = [random_input(row.case.input_shape(row.batch), row, generator)]
+    layer = Layer(fast=fast, stock=stock, inputs=inputs, learned=[True], **bounds)
+    comparison = forward(layer) if row.direction == "forward" else backward(layer, generator, reads_input=False)
+    compare(comparison, row, op)
+
+
+@parametrize(MAX_FULL, MAX_SMOKE)
+def test_max_pool2d(row, compare):
+    args = row.case.kwargs
+
+    def stock(x: Tensor) -> Tensor:
+        return torch.nn.functional.max_pool2d(x, **args)
+
+    def grad_bounds(inputs, grad, expected):
+        # The maximum of several windows gets the sum of their gradients.
+        leaf = inputs[0].detach().requires_grad_()
+        (scale,) = torch.autograd.grad(stock(leaf), leaf, grad.abs())
+        return [relative_bound(windows_over_one_element(row.case), scale, expected[0], row.dtype)]
+
+    bounds = {"bound": lambda inputs, expected: torch.zeros(()), "grad_bounds": grad_bounds}  # a maximum is exact
+    run(row, compare, "max_pool2d", lambda x: F.max_pool2d(x, **args), stock, bounds)
+
+
+@parametrize(AVG_FULL, AVG_SMOKE)
+def test_avg_pool2d(row, compare):
+    args = row.case.kwargs
+
+    def stock(x: Tensor) -> Tensor:
+        return torch.nn.functional.avg_pool2d(x, **args)
+
+    terms = math.prod(pair(row.case.kernel_size))
+    bounds = sum_bounds(stock, [True], terms, [windows_over_one_element(row.case)], row.dtype)
+    run(row, compare, "avg_pool2d", lambda x: F.avg_pool2d(x, **args), stock, bounds)
+
+
+@parametrize(ADAPTIVE_FULL, ADAPTIVE_SMOKE)
+def test_adaptive_avg_pool2d(row, compare):
+    size = row.case.output_size
+
+    def stock(x: Tensor) -> Tensor:
+        return torch.nn.functional.adaptive_avg_pool2d(x, size)
+
+    terms = math.prod(-(-n // m) + 1 for n, m in zip(pair(row.case.size), pair(size)))
+    # Neighbouring windows overlap by at most one row and one column: an element lies in four at most.
+    bounds = sum_bounds(stock, [True], terms, [4], row.dtype)
+    run(row, compare, "adaptive_avg_pool2d", lambda x: F.adaptive_avg_pool2d(x, size), stock, bounds)

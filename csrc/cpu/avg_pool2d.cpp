@@ -1,0 +1,164 @@
+#include "ops/avg_pool2d.h"
+
+#include "cpu/pool.h"
+
+namespace fastcnn::FASTCNN_ISA {
+namespace {
+
+// Sums rows first, then columns, each upwards, so that both layouts add in one order.
+
+template <class T>
+void pool_nhwc(const AvgPool2dParams& p, Scratch scratch, int64_t begin, int64_t end) {
+  using A = Acc<T>;
+  A* ring = scratch.take<A>(p.longest * p.channel_block);
+  int64_t* slot = scratch.take<int64_t>(p.w);
+  for (int64_t w = 0; w < p.w; ++w) slot[w] = p.longest ? w % p.longest * p.channel_block : 0;
+
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t row = task / p.blocks(), c0 = task % p.blocks() * p.channel_block;
+    const int64_t n = row / p.oh, oh = row % p.oh;
+    const int64_t channels = p.c - c0 < p.channel_block ? p.c - c0 : p.channel_block;
+    const Window rows = p.rows[oh];
+    const T* x = static_cast<const T*>(p.x) + n * p.h * p.w * p.c + c0;
+    T* y = static_cast<T*>(p.y) + row * p.ow * p.c + c0;
+    slide(
+        p.columns, p.ow, slot, ring,
+        [&](int64_t w, A* column) {
+          const T* xw = x + w * p.c;
+          each_vector<kLanes<T>>(channels, [&](int64_t c, int lanes) {
+            V<A> sum{};
+            if (p.backward) {
+              for (int64_t h = rows.begin; h < rows.end; ++h)
+                sum += load_part(xw + h * p.w * p.c + c, lanes) * A(p.row_scale[h]);
+              sum *= A(p.column_scale[w]);
+            } else {
+              for (int64_t h = rows.begin; h < rows.end; ++h) sum += load_part(xw + h * p.w * p.c + c, lanes);
+            }
+            store_part(column + c, sum, lanes);
+          });
+        },
+        [&](int64_t q) {
+          const Window columns = p.columns[q];
+          const A divisor = p.backward ? A(1) : A(p.row_scale[oh]) * A(p.column_scale[q]);
+          each_vector<kLanes<T>>(channels, [&](int64_t c, int lanes) {
+            V<A> sum{};
+            for (int64_t w = columns.begin; w < columns.end; ++w) sum += load_part(ring + slot[w] + c, lanes);
+            store_part(y + q * p.c + c, p.backward ? sum : sum / divisor, lanes);
+          });
+        });
+  }
+}
+
+// The sum of a part of a row: in vectors where it is long (global pooling), in a fixed order.
+template <class A>
+A sum_of(const A* row, int64_t begin, int64_t end) {
+  constexpr int lanes = Vec<A>::lanes;
+  A total = 0;
+  if (end - begin >= 2 * lanes) {
+    V<A> sum = load(row + begin);
+    for (begin += lanes; begin + lanes <= end; begin += lanes) sum += load(row + begin);
+    for (int i = 0; i < lanes; ++i) total += sum[i];
+  }
+  for (; begin < end; ++begin) total += row[begin];
+  return total;
+}
+
+// One task's row of sums over rows of x, `summed`, becomes its row of y in one of three ways.
+template <class T>
+struct RowNchw {
+  using A = Acc<T>;
+  const AvgPool2dParams& p;
+  const PhasedRow r;
+  int64_t lead;  // zeros in front of `summed`
+  A *summed, *phases, *merged, *column_scale;
+  int64_t* tap;
+
+  RowNchw(const AvgPool2dParams& params, Scratch scratch) : p(params), r(p.sw ? p.row() : PhasedRow(0, 1, 1, 1, 0, 1)) {
+    lead = !p.sw ? 0 : p.backward ? (p.kw - 1) / p.sw : p.pw;
+    const int64_t size = (r.size() > p.w ? r.size() : p.w) + lead + kMostLanes;
+    summed = scratch.take<A>(size);
+    for (int64_t i = 0; i < size; ++i) summed[i] = 0;
+    phases = scratch.take<A>(r.size());
+    merged = scratch.take<A>(r.size());
+    const int64_t pooled = p.backward ? p.w : p.ow;
+    column_scale = scratch.take<A>(pooled + kMostLanes);
+    for (int64_t q = 0; q < pooled; ++q) column_scale[q] = A(p.column_scale[q]);
+    tap = scratch.take<int64_t>(p.kw);
+    for (int64_t j = 0; j < p.kw; ++j) tap[j] = p.sw ? r.tap(j) : 0;
+  }
+
+  // y[q] = sum over j of row[q*s + j]: consecutive q read consecutive elements of a phase.
+  void strided(T* y, A row_divisor) {
+    const A* in = split(r, summed, phases);
+    each_vector<kLanes<T>>(p.ow, [&](int64_t q, int lanes) {
+      V<A> sum{};
+      for (int64_t j = 0; j < p.kw; ++j) sum += load(in + tap[j] + q);
+      store_part(y + q, sum / (load(column_scale + q) * row_divisor), lanes);
+    });
+  }
+
+  // y[t*s + f] = sum over j = f, f+s, ... of row[t - j/s], last j first to add upwards in q.
+  void transposed(T* y) {
+    for (int64_t f = 0; f < r.s; ++f)
+      for (int64_t t = 0; t < r.ld; t += Vec<A>::lanes) {
+        V<A> sum{};
+        for (int64_t j = f + (p.kw - 1 - f) / r.s * r.s; j >= f; j -= r.s) sum += load(summed + lead + t - j / r.s);
+        store(phases + f * r.ld + t, sum);
+      }
+    const A* row = merge(r, phases, merged) + p.pw;
+    each_vector<kLanes<T>>(p.ow, [&](int64_t q, int lanes) { store_part(y + q, load(row + q), lanes); });
+  }
+
+  void irregular(T* y, A row_divisor) {
+    const bool all_in_one = p.w == 1 && p.columns[0].end == 1 && p.columns[p.ow - 1].begin == 0;
+    if (p.backward && all_in_one) {  // global pooling: one gradient for all
+      const V<A> all = splat(summed[0]);
+      each_vector<kLanes<T>>(p.ow, [&](int64_t q, int lanes) { store_part(y + q, all, lanes); });
+      return;
+    }
+    for (int64_t q = 0; q < p.ow; ++q) {
+      const A sum = sum_of(summed, p.columns[q].begin, p.columns[q].end);
+      put(y + q, p.backward ? sum : sum / (column_scale[q] * row_divisor));
+    }
+  }
+};
+
+template <class T>
+void pool_nchw(const AvgPool2dParams& p, Scratch scratch, int64_t begin, int64_t end) {
+  using A = Acc<T>;
+  RowNchw<T> row(p, scratch);
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t oh = task % p.oh;
+    const Window rows = p.rows[oh];
+    const T* x = static_cast<const T*>(p.x) + task / p.oh * p.h * p.w;
+    T* y = static_cast<T*>(p.y) + task * p.ow;
+    each_vector<kLanes<T>>(p.w, [&](int64_t w, int lanes) {
+      V<A> sum{};
+      if (p.backward) {
+        for (int64_t h = rows.begin; h < rows.end; ++h) sum += load_part(x + h * p.w + w, lanes) * A(p.row_scale[h]);
+        sum *= load(row.column_scale + w);
+      } else {
+        for (int64_t h = rows.begin; h < rows.end; ++h) sum += load_part(x + h * p.w + w, lanes);
+      }
+      store_part(row.summed + row.lead + w, sum, lanes);
+    });
+    const A row_divisor = p.backward ? A(1) : A(p.row_scale[oh]);
+    if (!p.sw)
+      row.irregular(y, row_divisor);
+    else if (p.backward)
+      row.transposed(y);
+    else
+      row.strided(y, row_divisor);
+  }
+}
+
+}  // namespace
+
+void avg_pool2d(const AvgPool2dParams& p, char* scratch, int64_t begin, int64_t end) {
+  switch_dtype(p.dtype, [&](auto t) {
+    using T = decltype(t);
+    p.channels_last ? pool_nhwc<T>(p, {scratch}, begin, end) : pool_nchw<T>(p, {scratch}, begin, end);
+  });
+}
+
+}  // namespace fastcnn::FASTCNN_ISA

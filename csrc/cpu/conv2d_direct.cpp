@@ -1,0 +1,184 @@
+// Implicit GEMM, channels last: a tile of MR neighbouring output pixels by NV vectors of output channels stays in
+// registers while the sum runs over all taps and input channels.
+#include "cpu/conv2d_epilogue.h"
+#include "cpu/conv2d_stage.h"
+#include "cpu/vec.h"
+#include "ops/conv2d.h"
+
+namespace fastcnn::FASTCNN_ISA {
+namespace {
+
+// Registers: MR*NV accumulators + NV weights + 1 broadcast input out of 32 (AVX-512) or 16. With 2 vectors a tile
+// needs one load per 1.75 multiply-adds, below what the load ports give; narrow maps take fewer pixels and 4 vectors.
+#if defined(__AVX512F__)
+constexpr int kMR = 14, kNarrowMR = 7;
+#else
+constexpr int kMR = 6, kNarrowMR = 3;
+#endif
+constexpr int kMaxNV = 4;
+
+// The sum's outer loops: rows x cols stretches of `length` contiguous inputs.
+struct Runs {
+  int64_t rows, cols, row_step, col_step, length;
+};
+
+// tile[t][v*L..] = sum over k of x[t*step + k] * w[v][k][..], k over all runs; w advances by one panel per v.
+template <class A, int MR, int NV>
+void accumulate(const A* x, int64_t step, const Runs& runs, const A* w, int64_t panel, A* tile) {
+  constexpr int L = Vec<A>::lanes;
+  V<A> acc[MR][NV];
+#pragma GCC unroll 16
+  for (int t = 0; t < MR; ++t)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) acc[t][v] = V<A>{};
+  for (int64_t r = 0, c = 0; r < runs.rows; c = c + 1 < runs.cols ? c + 1 : (++r, 0)) {
+    // Every third pixel has a pointer; the two behind it are reached by an index register (step, scaled by 1 and 2):
+    // one pointer per pixel would not fit into the 16 integer registers.
+    constexpr int kPointers = (MR + 2) / 3;
+    const A* p[kPointers];
+#pragma GCC unroll 5
+    for (int i = 0; i < kPointers; ++i) p[i] = x + r * runs.row_step + c * runs.col_step + 3 * i * step;
+    for (int64_t k = 0; k < runs.length; ++k) {
+      V<A> u[NV];
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) u[v] = load(w + v * panel);
+#pragma GCC unroll 16
+      for (int t = 0; t < MR; ++t) {
+        const A b = p[t / 3][t % 3 * step];
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) acc[t][v] += b * u[v];
+      }
+#pragma GCC unroll 5
+      for (int i = 0; i < kPointers; ++i) ++p[i];
+      w += L;
+    }
+  }
+#pragma GCC unroll 16
+  for (int t = 0; t < MR; ++t)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) store(tile + (t * NV + v) * L, acc[t][v]);
+}
+
+template <class A>
+using Accumulate = void (*)(const A*, int64_t, const Runs&, const A*, int64_t, A*);
+
+template <class A, int NV, int MR>
+Accumulate<A> accumulate_of(int pixels) {
+  if constexpr (MR == 0)
+    return nullptr;
+  else
+    return pixels == MR ? &accumulate<A, MR, NV> : accumulate_of<A, NV, MR - 1>(pixels);
+}
+
+template <class A>
+Accumulate<A> accumulate_for(int pixels, int vectors) {
+  switch (vectors) {
+    case 1:
+      return accumulate_of<A, 1, kMR>(pixels);
+    case 2:
+      return accumulate_of<A, 2, kMR>(pixels);
+    case 3:
+      return accumulate_of<A, 3, kNarrowMR>(pixels);
+    default:
+      return accumulate_of<A, 4, kNarrowMR>(pixels);
+  }
+}
+
+struct Block {  // what one task computes
+  int64_t n, group, oh0, oh1, ow0, ow1, panel0, panel1;
+};
+
+Block block_of(const Conv2dParams& p, const Conv2dPlan& plan, int64_t task) {
+  Block b;
+  b.panel0 = task % plan.panel_tasks * plan.panels_per_task;
+  b.panel1 = b.panel0 + plan.panels_per_task < plan.panels ? b.panel0 + plan.panels_per_task : plan.panels;
+  task /= plan.panel_tasks;
+  b.ow0 = task % plan.strips * plan.cols;
+  b.ow1 = b.ow0 + plan.cols < p.ym.w ? b.ow0 + plan.cols : p.ym.w;
+  task /= plan.strips;
+  b.oh0 = task % plan.bands * plan.rows;
+  b.oh1 = b.oh0 + plan.rows < p.ym.h ? b.oh0 + plan.rows : p.ym.h;
+  task /= plan.bands;
+  b.group = task % p.g.groups;
+  b.n = task / p.g.groups;
+  return b;
+}
+
+// The inputs of a block: x[row][col][channel] at `at`, one row of output pixels `row` elements apart.
+template <class A>
+struct Source {
+  const A* at;
+  int64_t row, col;
+};
+
+template <class T>
+void compute(const Conv2dParams& p, const Conv2dPlan& plan, const Block& b, const Source<Acc<T>>& source) {
+  using A = Acc<T>;
+  constexpr int L = kLanes<T>;
+  const ConvGeometry& g = p.g;
+  const int64_t panel = g.kh * g.kw * g.group_in * L;
+  const A* packed = static_cast<const A*>(p.packed) + b.group * plan.panels * panel;
+  const A* bias = p.bias ? static_cast<const A*>(p.bias) + b.group * plan.panels * L : nullptr;
+
+  // Neighbouring taps of a row read neighbouring inputs: one run per row of taps, unless dilation or other groups'
+  // channels lie between them.
+  const bool contiguous = g.kw == 1 || (g.dw == 1 && source.col == g.group_in);
+  const Runs runs{g.kh, contiguous ? 1 : g.kw, g.dh * source.row, g.dw * source.col,
+                  contiguous ? g.kw * g.group_in : g.group_in};
+
+  const int64_t cols = b.ow1 - b.ow0;
+  const bool narrow = cols <= kNarrowMR && b.panel1 - b.panel0 > 2;
+  const int most = narrow ? kNarrowMR : kMR, vectors = narrow ? kMaxNV : 2;
+  const int64_t tiles = (cols + most - 1) / most;
+  alignas(64) A tile[kMR * 2 * L > kNarrowMR * kMaxNV * L ? kMR * 2 * L : kNarrowMR * kMaxNV * L];
+  for (int64_t v0 = b.panel0; v0 < b.panel1; v0 += vectors) {
+    const int nv = b.panel1 - v0 < vectors ? int(b.panel1 - v0) : vectors;
+    const int64_t oc = v0 * L, left = g.group_out - oc, width = left < nv * L ? left : nv * L;
+    for (int64_t oh = b.oh0; oh < b.oh1; ++oh)
+      for (int64_t i = 0; i < tiles; ++i) {
+        const int64_t w0 = i * cols / tiles, pixels = (i + 1) * cols / tiles - w0;
+        const A* x = source.at + (oh - b.oh0) * g.sh * source.row + w0 * g.sw * source.col;
+        accumulate_for<A>(int(pixels), nv)(x, g.sw * source.col, runs, packed + v0 * panel, panel, tile);
+        epilogue<T>(p, tile, nv * L, int(pixels), width, bias ? bias + oc : nullptr, b.n, b.group * g.group_out + oc, oh,
+                    b.ow0 + w0);
+      }
+  }
+}
+
+template <class T>
+void tasks(const Conv2dParams& p, const Conv2dPlan& plan, Acc<T>* scratch, int64_t begin, int64_t end) {
+  const ConvGeometry& g = p.g;
+  int64_t staged = -1;
+  for (int64_t task = begin; task < end; ++task) {
+    const Block b = block_of(p, plan, task);
+    const int64_t h0 = b.oh0 * g.sh - g.ph, w0 = b.ow0 * g.sw - g.pw;
+    if (plan.staged) {
+      const StageWindow window{h0,
+                               w0,
+                               (b.oh1 - b.oh0 - 1) * g.sh + (g.kh - 1) * g.dh + 1,
+                               (b.ow1 - b.ow0 - 1) * g.sw + (g.kw - 1) * g.dw + 1,
+                               g.zh,
+                               g.zw,
+                               b.group * g.group_in,
+                               g.group_in};
+      if (task / plan.panel_tasks != staged) {  // tasks that differ in their panels share the copy
+        staged = task / plan.panel_tasks;
+        stage(static_cast<const T*>(p.x), p.xm, b.n, window, scratch);
+      }
+      compute<T>(p, plan, b, {scratch, window.cols * window.c, window.c});
+    } else if constexpr (sizeof(T) == sizeof(Acc<T>)) {
+      const T* x = static_cast<const T*>(p.x) + b.n * p.xm.sn + b.group * g.group_in + h0 * p.xm.sh + w0 * p.xm.sw;
+      compute<T>(p, plan, b, {x, p.xm.sh, p.xm.sw});
+    }
+  }
+}
+
+}  // namespace
+
+void conv2d_direct(const Conv2dParams& p, const Conv2dPlan& plan, void* scratch, int64_t begin, int64_t end) {
+  switch_dtype(p.dtype, [&](auto t) {
+    tasks<decltype(t)>(p, plan, static_cast<Acc<decltype(t)>*>(scratch), begin, end);
+  });
+}
+
+}  // namespace fastcnn::FASTCNN_ISA

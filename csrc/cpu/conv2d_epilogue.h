@@ -1,0 +1,40 @@
+// The last step of every convolution kernel: bias, residual and ReLU on a tile of accumulators, then the store.
+#pragma once
+#include "cpu/vec.h"
+#include "ops/conv2d.h"
+
+namespace fastcnn::FASTCNN_ISA {
+
+// tile[pixel][pitch], `width` of them output channels oc, oc+1, ... of image n; pixels (oh, ow), (oh, ow+1), ...
+// bias: of channel oc, readable to the end of the last vector; or null.
+template <class T>
+inline void epilogue(const Conv2dParams& p, const Acc<T>* tile, int64_t pitch, int pixels, int64_t width,
+                     const Acc<T>* bias, int64_t n, int64_t oc, int64_t oh, int64_t ow) {
+  using A = Acc<T>;
+  constexpr int L = kLanes<T>;
+  T* y = static_cast<T*>(p.y) + n * p.ym.sn + oc * p.ym.sc + oh * p.ym.sh + ow * p.ym.sw;
+  const T* r = p.residual ? static_cast<const T*>(p.residual) + n * p.rm.sn + oc * p.rm.sc + oh * p.rm.sh + ow * p.rm.sw
+                          : nullptr;
+  if (p.ym.sc == 1 && (!r || p.rm.sc == 1)) {
+    for (int64_t c = 0; c < width; c += L) {
+      const V<A> b = bias ? load(bias + c) : V<A>{};
+      const int n_lanes = width - c < L ? int(width - c) : L;
+      for (int t = 0; t < pixels; ++t) {
+        V<A> v = load(tile + t * pitch + c) + b;
+        if (r) v += n_lanes == L ? load(r + t * p.rm.sw + c) : load(r + t * p.rm.sw + c, n_lanes);
+        if (p.relu) v = v < 0 ? V<A>{} : v;  // not `v > 0 ? v : 0`: a NaN stays
+        n_lanes == L ? store(y + t * p.ym.sw + c, v) : store(y + t * p.ym.sw + c, v, n_lanes);
+      }
+    }
+    return;
+  }
+  for (int64_t c = 0; c < width; ++c)
+    for (int t = 0; t < pixels; ++t) {
+      A v = tile[t * pitch + c] + (bias ? bias[c] : A{});
+      if (r) v += get(r[c * p.rm.sc + t * p.rm.sw]);
+      if (p.relu && v < 0) v = 0;
+      put(y + c * p.ym.sc + t * p.ym.sw, v);
+    }
+}
+
+}  // namespace fastcnn::FASTCNN_ISA

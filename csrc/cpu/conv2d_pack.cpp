@@ -1,0 +1,82 @@
+// Weights into the order in which the convolution kernels read them (ops/conv2d.h gives the layouts).
+#include "cpu/vec.h"
+#include "ops/conv2d.h"
+
+namespace fastcnn::FASTCNN_ISA {
+namespace {
+
+// One panel: L output channels from o0 on, `outputs` of which exist, as out[i][j][c][lane].
+template <class T>
+void panel(const WeightView& v, const ConvGeometry& g, const T* w, int64_t outputs, Acc<T>* out) {
+  constexpr int L = kLanes<T>;
+  for (int64_t i = 0; i < g.kh; ++i)
+    for (int64_t j = 0; j < g.kw; ++j) {
+      const T* tap = w + (v.rotated ? g.kh - 1 - i : i) * v.si + (v.rotated ? g.kw - 1 - j : j) * v.sj;
+      for (int64_t c = 0; c < g.group_in; ++c, out += L) {
+        const T* from = tap + c * v.sc;
+        if (outputs == L) {
+#pragma GCC unroll 16
+          for (int l = 0; l < L; ++l) out[l] = get(from[l * v.so]);
+        } else {
+          for (int64_t l = 0; l < L; ++l) out[l] = l < outputs ? get(from[l * v.so]) : Acc<T>{};
+        }
+      }
+    }
+}
+
+// One vector of groups: lane l is output channel first + l, weights of its group's input channels as out[i][j][c][l].
+template <class T>
+void lanes(const WeightView& v, const ConvGeometry& g, const T* w, int64_t first, Acc<T>* out) {
+  constexpr int L = kLanes<T>;
+  for (int64_t i = 0; i < g.kh; ++i)
+    for (int64_t j = 0; j < g.kw; ++j)
+      for (int64_t c = 0; c < g.group_in; ++c, out += L)
+        for (int64_t l = 0; l < L; ++l) {
+          const int64_t group = (first + l) / g.group_out, o = (first + l) % g.group_out;
+          const int64_t at = group * v.sg + o * v.so + c * v.sc + (v.rotated ? g.kh - 1 - i : i) * v.si +
+                             (v.rotated ? g.kw - 1 - j : j) * v.sj;
+          out[l] = group < g.groups ? get(w[at]) : Acc<T>{};
+        }
+}
+
+}  // namespace
+
+void pack_conv2d_weight(const WeightView& v, const ConvGeometry& g, Dtype dtype, ConvAlgorithm algorithm, void* packed,
+                        int64_t begin, int64_t end) {
+  switch_dtype(dtype, [&](auto t) {
+    using T = decltype(t);
+    constexpr int L = kLanes<T>;
+    const T* w = static_cast<const T*>(v.w);
+    const int64_t size = g.kh * g.kw * g.group_in * L, panels = (g.group_out + L - 1) / L;
+    for (int64_t i = begin; i < end; ++i) {
+      Acc<T>* out = static_cast<Acc<T>*>(packed) + i * size;
+      if (algorithm == ConvAlgorithm::lane_grouped) {
+        lanes(v, g, w, i * L, out);
+      } else {
+        const int64_t o = i % panels * L;
+        panel(v, g, w + i / panels * v.sg + o * v.so, g.group_out - o < L ? g.group_out - o : L, out);
+      }
+    }
+  });
+}
+
+void unpack_conv2d_weight_grad(const Conv2dWeightGradParams& p, const Conv2dWeightGradPlan& plan, void* out,
+                               int64_t begin, int64_t end) {
+  switch_dtype(p.dtype, [&](auto t) {
+    using T = decltype(t);
+    constexpr int L = kLanes<T>;
+    const ConvGeometry& g = p.g;
+    const Acc<T>* dw = static_cast<const Acc<T>*>(p.dw);
+    const bool grouped = plan.algorithm == ConvAlgorithm::lane_grouped;
+    const int64_t taps = g.kh * g.kw, pitch = grouped ? L : plan.panels * L;
+    for (int64_t o = begin; o < end; ++o) {
+      T* row = static_cast<T*>(out) + o * g.group_in * taps;
+      const int64_t part = grouped ? o / L : o / g.group_out, lane = grouped ? o % L : o % g.group_out;
+      const Acc<T>* from = dw + part * taps * g.group_in * pitch + lane;
+      for (int64_t c = 0; c < g.group_in; ++c)
+        for (int64_t tap = 0; tap < taps; ++tap) put(row + c * taps + tap, from[(tap * g.group_in + c) * pitch]);
+    }
+  });
+}
+
+}  // namespace fastcnn::FASTCNN_ISA

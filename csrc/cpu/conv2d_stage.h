@@ -1,0 +1,83 @@
+// Copies the part of a tensor that a block of output pixels reads: zero-padded, channels last, in the accumulator
+// type. One copy serves all taps and output channels, so the kernels behind it know no borders, layouts or dtypes.
+#pragma once
+#include "cpu/vec.h"
+#include "ops/dtype.h"
+
+namespace fastcnn::FASTCNN_ISA {
+
+struct StageWindow {
+  int64_t h0, w0;      // first row and column, possibly outside the tensor
+  int64_t rows, cols;  // of the copy
+  int64_t zh, zw;      // the tensor stands on every zh-th row and zw-th column
+  int64_t c0, c;       // channels
+};
+
+// The tensor's index of a position, or -1: padding, or a zero between two elements.
+inline int64_t stage_index(int64_t at, int64_t z, int64_t size) {
+  if (at < 0 || at % z) return -1;
+  at /= z;
+  return at < size ? at : -1;
+}
+
+template <class T>
+inline void stage_pixel(const T* x, Acc<T>* out, int64_t c) {
+  constexpr int L = kLanes<T>;
+  int64_t i = 0;
+  for (; i + L <= c; i += L) store(out + i, load(x + i));
+  for (; i < c; ++i) out[i] = get(x[i]);
+}
+
+// Eight channels by one vector of columns at a time: out[w][c] = x[c][w].
+template <class T>
+inline void stage_planes(const T* x, int64_t sc, int64_t n, Acc<T>* out, int64_t c) {
+  int64_t c0 = 0;
+  for (; c0 + 8 <= c; c0 += 8)
+    for (int64_t w = 0; w < n; ++w)
+      for (int k = 0; k < 8; ++k) out[w * c + c0 + k] = get(x[(c0 + k) * sc + w]);
+  for (; c0 < c; ++c0)
+    for (int64_t w = 0; w < n; ++w) out[w * c + c0] = get(x[c0 * sc + w]);
+}
+
+// out[row][col][c] of the window, image n of the tensor.
+template <class T>
+inline void stage(const T* x, const Map& m, int64_t n, const StageWindow& v, Acc<T>* out) {
+  x += n * m.sn + v.c0 * m.sc;
+  for (int64_t r = 0; r < v.rows; ++r, out += v.cols * v.c) {
+    const int64_t h = stage_index(v.h0 + r, v.zh, m.h);
+    if (h < 0) {
+      __builtin_memset(out, 0, size_t(v.cols * v.c) * sizeof(Acc<T>));
+      continue;
+    }
+    const T* xr = x + h * m.sh;
+    if (v.zw == 1) {  // columns [lo, hi) of the copy lie inside the tensor
+      const int64_t lo = v.w0 < 0 ? (-v.w0 < v.cols ? -v.w0 : v.cols) : 0;
+      const int64_t end = m.w - v.w0;
+      const int64_t hi = end < lo ? lo : end < v.cols ? end : v.cols;
+      __builtin_memset(out, 0, size_t(lo * v.c) * sizeof(Acc<T>));
+      __builtin_memset(out + hi * v.c, 0, size_t((v.cols - hi) * v.c) * sizeof(Acc<T>));
+      const T* from = xr + (v.w0 + lo) * m.sw;
+      if (hi == lo) {
+      } else if (m.sc == 1 && m.sw == v.c) {
+        stage_pixel(from, out + lo * v.c, (hi - lo) * v.c);
+      } else if (m.sc == 1) {
+        for (int64_t w = lo; w < hi; ++w, from += m.sw) stage_pixel(from, out + w * v.c, v.c);
+      } else {
+        stage_planes(from, m.sc, hi - lo, out + lo * v.c, v.c);
+      }
+    } else {
+      for (int64_t w = 0; w < v.cols; ++w) {
+        const int64_t at = stage_index(v.w0 + w, v.zw, m.w);
+        Acc<T>* pixel = out + w * v.c;
+        if (at < 0)
+          __builtin_memset(pixel, 0, size_t(v.c) * sizeof(Acc<T>));
+        else if (m.sc == 1)
+          stage_pixel(xr + at * m.sw, pixel, v.c);
+        else
+          for (int64_t c = 0; c < v.c; ++c) pixel[c] = get(xr[at * m.sw + c * m.sc]);
+      }
+    }
+  }
+}
+
+}  // namespace fastcnn::FASTCNN_ISA

@@ -1,0 +1,182 @@
+#include "ops/max_pool2d.h"
+
+#include "cpu/max_pool2d_argmax.h"
+#include "cpu/pool.h"
+
+namespace fastcnn::FASTCNN_ISA {
+namespace {
+
+// NHWC without argmax: vectors of channels, column maxima kept while windows overlap.
+template <class T>
+void values_nhwc(const MaxPool2dParams& p, Scratch scratch, int64_t begin, int64_t end) {
+  using A = Acc<T>;
+  constexpr A kLowest = -A(__builtin_inf());
+  const int64_t slots = p.ring_slots();
+  A* ring = scratch.take<A>(slots * p.channel_block);
+  int64_t* slot = scratch.take<int64_t>(p.w);
+  for (int64_t w = 0; w < p.w; ++w) slot[w] = w % slots * p.channel_block;
+
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t row = task / p.blocks(), c0 = task % p.blocks() * p.channel_block;
+    const int64_t n = row / p.oh, channels = p.c - c0 < p.channel_block ? p.c - c0 : p.channel_block;
+    const Window rows = p.rows[row % p.oh];
+    const T* x = static_cast<const T*>(p.x) + n * p.h * p.w * p.c + c0;
+    T* y = static_cast<T*>(p.y) + row * p.ow * p.c + c0;
+    slide(
+        p.columns, p.ow, slot, ring,
+        [&](int64_t w, A* column) {
+          each_vector<kLanes<T>>(channels, [&](int64_t c, int lanes) {
+            V<A> best = splat(kLowest);
+            for (int64_t h = rows.first; h < rows.end; h += p.dh)
+              best = max_or_nan(best, load_part(x + (h * p.w + w) * p.c + c, lanes));
+            store_part(column + c, best, lanes);
+          });
+        },
+        [&](int64_t q) {
+          const Window columns = p.columns[q];
+          each_vector<kLanes<T>>(channels, [&](int64_t c, int lanes) {
+            V<A> best = splat(kLowest);
+            for (int64_t w = columns.first; w < columns.end; w += p.dw)
+              best = max_or_nan(best, load_part(ring + slot[w] + c, lanes));
+            store_part(y + q * p.c + c, best, lanes);
+          });
+        });
+  }
+}
+
+// NCHW without argmax: vectors of columns; first the maxima over the window's rows, then over its columns.
+template <class T>
+void values_nchw(const MaxPool2dParams& p, Scratch scratch, int64_t begin, int64_t end) {
+  using A = Acc<T>;
+  constexpr A kLowest = -A(__builtin_inf());
+  const PhasedRow r = p.row();
+  A *row = scratch.take<A>(r.size()), *split_row = scratch.take<A>(r.size());
+  int64_t* tap = scratch.take<int64_t>(p.kw);
+  for (int64_t j = 0; j < p.kw; ++j) tap[j] = r.tap(j);
+  for (int64_t i = 0; i < r.size(); ++i) row[i] = kLowest;  // the padding, which no row below overwrites
+
+  for (int64_t task = begin; task < end; ++task) {
+    const Window rows = p.rows[task % p.oh];
+    const T* x = static_cast<const T*>(p.x) + task / p.oh * p.h * p.w;
+    T* y = static_cast<T*>(p.y) + task * p.ow;
+    each_vector<kLanes<T>>(p.w, [&](int64_t w, int lanes) {
+      V<A> best = splat(kLowest);
+      for (int64_t h = rows.first; h < rows.end; h += p.dh) best = max_or_nan(best, load_part(x + h * p.w + w, lanes));
+      store_part(row + p.pw + w, best, lanes);
+    });
+    const A* phases = split(r, row, split_row);
+    each_vector<kLanes<T>>(p.ow, [&](int64_t q, int lanes) {
+      V<A> best = load(phases + q);
+      for (int64_t j = 1; j < p.kw; ++j) best = max_or_nan(best, load(phases + tap[j] + q));
+      store_part(y + q, best, lanes);
+    });
+  }
+}
+
+// The scan of a window in raster order: the first maximum wins, and the last NaN.
+template <class A>
+struct Best {
+  V<A> value = splat(-A(__builtin_inf()));
+  VI<A> at;  // where all is -inf: the first position
+
+  void see(V<A> v, VI<A> position) {
+    const VI<A> larger = v > value;
+    value = larger ? v : value;
+    at = larger ? position : at;
+    const VI<A> nan = v != v;
+    value = nan ? v : value;
+    at = nan ? position : at;
+  }
+};
+
+// With argmax there is nothing to share between windows: comparing (value, position) pairs costs more than it saves.
+template <class T, class Index>
+void argmax_nhwc(const MaxPool2dParams& p, int64_t begin, int64_t end) {
+  using A = Acc<T>;
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t row = task / p.blocks(), c0 = task % p.blocks() * p.channel_block;
+    const int64_t n = row / p.oh, channels = p.c - c0 < p.channel_block ? p.c - c0 : p.channel_block;
+    const Window rows = p.rows[row % p.oh];
+    const int64_t first_row = (rows.first - (row % p.oh * p.sh - p.ph)) / p.dh;
+    const T* x = static_cast<const T*>(p.x) + n * p.h * p.w * p.c + c0;
+    for (int64_t q = 0; q < p.ow; ++q) {
+      const Window columns = p.columns[q];
+      const int64_t first = first_row * p.kw + (columns.first - (q * p.sw - p.pw)) / p.dw;
+      const int64_t o = (row * p.ow + q) * p.c + c0;
+      each_vector<kLanes<T>>(channels, [&](int64_t c, int lanes) {
+        Best<A> best;
+        best.at = VI<A>{} + first;
+        VI<A> line = best.at;
+        for (int64_t h = rows.first; h < rows.end; h += p.dh, line += p.kw) {
+          VI<A> position = line;
+          for (int64_t w = columns.first; w < columns.end; w += p.dw, position += 1)
+            best.see(load_part(x + (h * p.w + w) * p.c + c, lanes), position);
+        }
+        store_part(static_cast<T*>(p.y) + o + c, best.value, lanes);
+        store_index(static_cast<Index*>(p.argmax) + o + c, best.at, lanes);
+      });
+    }
+  }
+}
+
+template <class T, class Index>
+void argmax_nchw(const MaxPool2dParams& p, Scratch scratch, int64_t begin, int64_t end) {
+  using A = Acc<T>;
+  using I = Lane<A>;
+  const PhasedRow r = p.row();
+  const int64_t held = p.kh < p.h ? p.kh : p.h;
+  A *row = scratch.take<A>(r.size()), *split_rows = scratch.take<A>(held * r.size());
+  I* first_column = scratch.take<I>(p.ow + kMostLanes);
+  int64_t* tap = scratch.take<int64_t>(p.kw);
+  for (int64_t j = 0; j < p.kw; ++j) tap[j] = r.tap(j);
+  for (int64_t q = 0; q < p.ow; ++q) first_column[q] = I((p.columns[q].first - (q * p.sw - p.pw)) / p.dw);
+  for (int64_t i = 0; i < held * r.size(); ++i) split_rows[i] = -A(__builtin_inf());
+  for (int64_t i = 0; i < r.size(); ++i) row[i] = -A(__builtin_inf());
+
+  for (int64_t task = begin; task < end; ++task) {
+    const Window rows = p.rows[task % p.oh];
+    const int64_t first_row = (rows.first - (task % p.oh * p.sh - p.ph)) / p.dh;
+    const T* x = static_cast<const T*>(p.x) + task / p.oh * p.h * p.w;
+    int64_t count = 0;  // rows of the window inside x
+    for (int64_t h = rows.first; h < rows.end; h += p.dh, ++count) {
+      // With one phase the padded row is its own phase.
+      A* const phases = split_rows + count * r.size();
+      A* const line = r.s == 1 ? phases : row;
+      each_vector<kLanes<T>>(
+          p.w, [&](int64_t w, int lanes) { store_part(line + p.pw + w, load_part(x + h * p.w + w, lanes), lanes); });
+      split(r, line, phases);
+    }
+    each_vector<kLanes<T>>(p.ow, [&](int64_t q, int lanes) {
+      Best<A> best;
+      VI<A> line = VI<A>{} + I(first_row * p.kw);
+      best.at = line + load_lanes<A>(first_column + q);
+      for (int64_t i = 0; i < count; ++i, line += I(p.kw)) {
+        VI<A> position = line;
+        for (int64_t j = 0; j < p.kw; ++j, position += 1)
+          best.see(load(split_rows + i * r.size() + tap[j] + q), position);
+      }
+      store_part(static_cast<T*>(p.y) + task * p.ow + q, best.value, lanes);
+      store_index(static_cast<Index*>(p.argmax) + task * p.ow + q, best.at, lanes);
+    });
+  }
+}
+
+template <class T, class Index>
+void with_argmax(const MaxPool2dParams& p, Scratch scratch, int64_t begin, int64_t end) {
+  p.channels_last ? argmax_nhwc<T, Index>(p, begin, end) : argmax_nchw<T, Index>(p, scratch, begin, end);
+}
+
+}  // namespace
+
+void max_pool2d(const MaxPool2dParams& p, char* scratch, int64_t begin, int64_t end) {
+  const Scratch s{scratch};
+  switch_dtype(p.dtype, [&](auto t) {
+    using T = decltype(t);
+    if (!p.argmax)
+      p.channels_last ? values_nhwc<T>(p, s, begin, end) : values_nchw<T>(p, s, begin, end);
+    else
+      p.wide_argmax ? with_argmax<T, int32_t>(p, s, begin, end) : with_argmax<T, uint8_t>(p, s, begin, end);
+  });
+}
+
+}  // namespace fastcnn::FASTCNN_ISA

@@ -1,0 +1,134 @@
+// Vectors at the instruction set that this file is compiled for. Kernels compute in Acc<T>: float for
+// float, Half and BFloat16 elements (converted as they are loaded and stored), double for double.
+//
+// Everything lives in the ISA's namespace and no std template appears: the linker merges equal inline functions
+// of all objects, and might keep the AVX-512 copy for a CPU that lacks it.
+#pragma once
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "ops/dtype.h"
+
+namespace fastcnn::FASTCNN_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+template <class T>
+struct AccOf {
+  using type = float;
+};
+template <>
+struct AccOf<double> {
+  using type = double;
+};
+template <class T>
+using Acc = typename AccOf<T>::type;
+
+template <class A>
+struct Vec {
+  typedef A type __attribute__((vector_size(kVectorBytes)));
+  typedef A unaligned __attribute__((vector_size(kVectorBytes), aligned(sizeof(A)), may_alias));
+  static constexpr int lanes = kVectorBytes / sizeof(A);
+};
+template <class A>
+using V = typename Vec<A>::type;  // A is float or double
+using VF = V<float>;
+
+// A vector's lanes hold as many elements of T as of its accumulator.
+template <class T>
+constexpr int kLanes = Vec<Acc<T>>::lanes;
+
+template <class A>
+inline V<A> splat(A a) {
+  return V<A>{} + a;
+}
+
+// Scalars.
+inline float get(float x) { return x; }
+inline double get(double x) { return x; }
+inline float get(BFloat16 x) {
+  const uint32_t bits = uint32_t(x.bits) << 16;
+  float f;
+  __builtin_memcpy(&f, &bits, 4);
+  return f;
+}
+inline float get(Half x) {
+  _Float16 h;
+  __builtin_memcpy(&h, &x.bits, 2);
+  return float(h);
+}
+inline void put(float* p, float x) { *p = x; }
+inline void put(double* p, double x) { *p = x; }
+inline void put(Half* p, float x) {
+  const _Float16 h = _Float16(x);
+  __builtin_memcpy(&p->bits, &h, 2);
+}
+inline void put(BFloat16* p, float x) {  // round to nearest even; a NaN stays a (quiet) NaN
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, 4);
+  p->bits = uint16_t(x != x ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+// Whole vectors.
+inline V<float> load(const float* p) { return *reinterpret_cast<const Vec<float>::unaligned*>(p); }
+inline V<double> load(const double* p) { return *reinterpret_cast<const Vec<double>::unaligned*>(p); }
+inline void store(float* p, V<float> v) { *reinterpret_cast<Vec<float>::unaligned*>(p) = v; }
+inline void store(double* p, V<double> v) { *reinterpret_cast<Vec<double>::unaligned*>(p) = v; }
+
+typedef uint32_t VU __attribute__((vector_size(kVectorBytes)));
+typedef uint16_t VH __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
+
+inline V<float> load(const BFloat16* p) {
+  return (V<float>)(__builtin_convertvector(*reinterpret_cast<const VH*>(p), VU) << 16);
+}
+inline void store(BFloat16* p, V<float> v) {
+  const VU bits = (VU)v;
+  const VU rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  *reinterpret_cast<VH*>(p) = __builtin_convertvector(v != v ? VU{} + 0x7fc0 : rounded, VH);
+}
+inline V<float> load(const Half* p) {
+#if defined(__AVX512F__)
+  // The maskz form, here and below: gcc warns of the undefined vector that the plain one passes through.
+  return (V<float>)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(__F16C__)
+  return (V<float>)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+  V<float> v;
+  for (int i = 0; i < kLanes<float>; ++i) v[i] = get(p[i]);
+  return v;
+#endif
+}
+inline void store(Half* p, V<float> v) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__F16C__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#else
+  for (int i = 0; i < kLanes<float>; ++i) put(p + i, v[i]);
+#endif
+}
+
+// The first n lanes only: memory behind them is neither read nor written, and lanes from n on load as zero.
+template <class T>
+inline V<Acc<T>> load(const T* p, int n) {
+  V<Acc<T>> v{};
+  for (int i = 0; i < n; ++i) v[i] = get(p[i]);
+  return v;
+}
+template <class T>
+inline void store(T* p, V<Acc<T>> v, int n) {
+  for (int i = 0; i < n; ++i) put(p + i, v[i]);
+}
+#if defined(__AVX512F__)
+inline V<float> load(const float* p, int n) { return (V<float>)_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p); }
+inline void store(float* p, V<float> v, int n) { _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), (__m512)v); }
+#endif
+
+}  // namespace fastcnn::FASTCNN_ISA

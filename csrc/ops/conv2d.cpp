@@ -1,0 +1,294 @@
+#include "ops/conv2d.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+
+#include "ops/scratch.h"
+#include "ops/tensor.h"
+
+namespace fastcnn {
+namespace {
+
+using OptionalTensor = std::optional<Tensor>;
+
+// Multiply-adds below which waking the pool (5 microseconds and more) costs more than a second thread saves.
+constexpr int64_t kSerialWork = 256 * 1024;
+
+struct Conv2dArgs {
+  Pair stride, padding, dilation;
+  int64_t groups;
+};
+
+Conv2dArgs read_args(const char* op, const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups) {
+  check(groups > 0, op, ": expected groups to be positive, but got ", groups);
+  return {pair(op, "stride", stride, 1), pair(op, "padding", padding, 0), pair(op, "dilation", dilation, 1), groups};
+}
+
+// Geometry of a convolution of x [n, c, ..] with a weight [o, c/groups, kh, kw].
+ConvGeometry geometry(const char* op, const Tensor& x, const Tensor& w, const Conv2dArgs& a) {
+  check_4d(op, "input", x);
+  check_4d(op, "weight", w);
+  check_same_dtype(op, "weight", x, w);
+  constexpr int64_t kMost = int64_t{1} << 31;
+  for (int d = 0; d < 4; ++d) check(w.size(d) < kMost && x.size(d) < kMost, op, ": tensor sizes must be below 2^31");
+  check(w.size(2) > 0 && w.size(3) > 0, op, ": expected a kernel of at least 1x1, but got weight of size ", str(w));
+  check(w.size(0) % a.groups == 0 && w.size(0) > 0, op, ": Given groups=", a.groups,
+        ", expected weight to be at least ", a.groups, " at dimension 0 and divisible by it, but got weight of size ",
+        str(w));
+  check(x.size(1) == w.size(1) * a.groups, op, ": Given groups=", a.groups, ", weight of size ", str(w),
+        ", expected input", str(x), " to have ", w.size(1) * a.groups, " channels, but got ", x.size(1),
+        " channels instead");
+  ConvGeometry g{};
+  g.groups = a.groups, g.group_in = w.size(1), g.group_out = w.size(0) / a.groups;
+  g.kh = int32_t(w.size(2)), g.kw = int32_t(w.size(3));
+  g.sh = int32_t(a.stride.h), g.sw = int32_t(a.stride.w), g.dh = int32_t(a.dilation.h), g.dw = int32_t(a.dilation.w);
+  g.ph = int32_t(a.padding.h), g.pw = int32_t(a.padding.w);
+  g.zh = g.zw = 1;
+  return g;
+}
+
+int64_t output_size(const char* op, int64_t in, int64_t k, int64_t s, int64_t p, int64_t d) {
+  const int64_t window = d * (k - 1) + 1;
+  check(in + 2 * p >= window, op, ": Calculated padded input size per channel: ", in + 2 * p,
+        ". Kernel size: ", window, ". Kernel size can't be greater than actual input size");
+  return (in + 2 * p - window) / s + 1;
+}
+
+// One panel after another, by all threads.
+Tensor pack(const WeightView& view, const ConvGeometry& g, Dtype dtype, const Tensor& like) {
+  const ConvAlgorithm algorithm = choose_conv2d(g, dtype, cpu_isa());
+  const int32_t lanes = lanes_of(dtype, cpu_isa());
+  const int64_t size = packed_conv2d_size(g, algorithm, lanes);
+  Tensor packed = empty({size}, like, MemoryFormat::Contiguous, dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float);
+  const int64_t panel = int64_t{g.kh} * g.kw * g.group_in * lanes;
+  void* out = packed.mutable_data_ptr();
+  if (size)
+    parallel_for(size / panel, 1 + 16384 / panel, [&](int64_t b, int64_t e) {
+      FASTCNN_CPU(pack_conv2d_weight)(view, g, dtype, algorithm, out, b, e);
+    });
+  return packed;
+}
+
+WeightView forward_view(const Tensor& w, int64_t groups) {
+  return {w.const_data_ptr(), w.stride(0), w.stride(1), w.stride(2), w.stride(3), w.size(0) / groups * w.stride(0), false};
+}
+
+// The weight of the input gradient: output channels and input channels change places, taps are rotated.
+WeightView rotated_view(const Tensor& w, int64_t groups) {
+  return {w.const_data_ptr(), w.stride(1), w.stride(0), w.stride(2), w.stride(3), w.size(0) / groups * w.stride(0), true};
+}
+
+// Bias in the accumulator type, padded to whole vectors per group.
+Tensor pad_bias(const Tensor& bias, const ConvGeometry& g, Dtype dtype) {
+  const int32_t lanes = lanes_of(dtype, cpu_isa());
+  const bool grouped = choose_conv2d(g, dtype, cpu_isa()) == ConvAlgorithm::lane_grouped;
+  const int64_t parts = grouped ? 1 : g.groups, width = bias.size(0) / parts, padded = (width + lanes - 1) / lanes * lanes;
+  const ScalarType type = dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float;
+  Tensor out = empty({parts * padded}, bias, MemoryFormat::Contiguous, type);
+  std::memset(out.mutable_data_ptr(), 0, size_t(out.numel()) * (dtype == Dtype::f64 ? 8 : 4));
+  const Tensor from = bias.scalar_type() == type ? bias : torch::stable::to(bias, type);
+  const size_t bytes = dtype == Dtype::f64 ? 8 : 4;
+  const char* src = static_cast<const char*>(from.const_data_ptr());
+  char* dst = static_cast<char*>(out.mutable_data_ptr());
+  for (int64_t part = 0; part < parts; ++part)
+    for (int64_t i = 0; i < width; ++i)
+      std::memcpy(dst + (part * padded + i) * bytes, src + (part * width + i) * from.stride(0) * bytes, bytes);
+  return out;
+}
+
+// Tasks in small contiguous batches to whichever thread is free: on a shared machine equal halves end unequally.
+template <class F>
+void run_tasks(int64_t tasks, int64_t scratch_bytes, int64_t work, const F& f) {
+  const int64_t threads = work < kSerialWork ? 1 : num_threads();
+  if (threads == 1 || tasks == 1) return f(Scratch::get(scratch_bytes), int64_t{0}, tasks);
+  const int64_t batch = std::max<int64_t>(1, tasks / (threads * 8));
+  std::atomic<int64_t> next{0};
+  parallel_for(threads, 1, [&](int64_t b, int64_t e) {
+    for (; b < e; ++b)
+      for (int64_t at; (at = next.fetch_add(batch)) < tasks;)
+        f(Scratch::get(scratch_bytes), at, std::min(at + batch, tasks));
+  });
+}
+
+// A 1x1 convolution of channels_last tensors is a matrix product: all pixels of all images become one row.
+bool one_row_of_pixels(const Conv2dParams& p) {
+  const auto dense_nhwc = [](const Map& m) { return m.sc == 1 && m.sh == m.w * m.sw && m.sn == m.h * m.sh; };
+  const ConvGeometry& g = p.g;
+  return g.kh == 1 && g.kw == 1 && g.sh == 1 && g.sw == 1 && g.ph == 0 && g.pw == 0 && g.zh == 1 && g.zw == 1 &&
+         p.xm.h == p.ym.h && p.xm.w == p.ym.w && dense_nhwc(p.xm) && dense_nhwc(p.ym) && (!p.residual || dense_nhwc(p.rm));
+}
+void to_one_row(Map& m) { m.w *= m.n * m.h, m.n = m.h = 1; }
+
+void run(Conv2dParams& p) {
+  if (one_row_of_pixels(p)) to_one_row(p.xm), to_one_row(p.ym), to_one_row(p.rm);
+  const int64_t work = p.ym.n * p.ym.h * p.ym.w * p.ym.c * p.g.kh * p.g.kw * p.g.group_in;
+  const Conv2dPlan plan = plan_conv2d(p, cpu_isa(), work < kSerialWork ? 1 : num_threads());
+  const int64_t element = p.dtype == Dtype::f64 ? 8 : 4;
+  run_tasks(plan.tasks, plan.scratch * element, work, [&](void* scratch, int64_t b, int64_t e) {
+    if (plan.algorithm == ConvAlgorithm::lane_grouped)
+      FASTCNN_CPU(conv2d_lane_grouped)(p, plan, scratch, b, e);
+    else
+      FASTCNN_CPU(conv2d_direct)(p, plan, scratch, b, e);
+  });
+}
+
+Tensor conv2d_packed(const Tensor& input, const Tensor& weight, const OptionalTensor& packed,
+                     const OptionalTensor& bias, const OptionalTensor& residual, const Ints& stride,
+                     const Ints& padding, const Ints& dilation, int64_t groups, bool relu, int64_t accuracy) {
+  constexpr const char* kOp = "conv2d";
+  const Dtype dtype = dtype_of(kOp, input);
+  const Conv2dArgs a = read_args(kOp, stride, padding, dilation, groups);
+  Conv2dParams p{};
+  p.g = geometry(kOp, input, weight, a);
+  p.dtype = dtype, p.relu = relu;
+  check(accuracy >= 0 && accuracy <= 2, kOp, ": expected accuracy 0 (strict), 1 (default) or 2 (fast), but got ", accuracy);
+  const Ints size{input.size(0), weight.size(0),
+                  output_size(kOp, input.size(2), p.g.kh, p.g.sh, p.g.ph, p.g.dh),
+                  output_size(kOp, input.size(3), p.g.kw, p.g.sw, p.g.pw, p.g.dw)};
+  check_numel(kOp, size);
+  Tensor padded_bias;
+  if (bias) {
+    check(bias->dim() == 1 && bias->size(0) == weight.size(0), kOp, ": Given weight of size ", str(weight),
+          ", expected bias to be 1-dimensional with ", weight.size(0), " elements, but got bias of size ", str(*bias));
+    check_same_dtype(kOp, "bias", input, *bias);
+  }
+  if (residual) {
+    check_same_dtype(kOp, "residual", input, *residual);
+    bool same = residual->dim() == 4;
+    for (int d = 0; same && d < 4; ++d) same = residual->size(d) == size[d];
+    check(same, kOp, ": expected residual to have the output's size [", size[0], ", ", size[1], ", ", size[2], ", ",
+          size[3], "], but got ", str(*residual));
+  }
+  const Tensor x = dense(input);
+  const bool channels_last = is_channels_last(x) || is_channels_last(weight);
+  const Tensor y = empty(size, x, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  if (!y.numel()) return y;
+  const int64_t expected = packed_conv2d_size(p.g, choose_conv2d(p.g, dtype, cpu_isa()), lanes_of(dtype, cpu_isa()));
+  if (packed)
+    check(packed->numel() == expected && packed->dim() == 1 &&
+              packed->scalar_type() == (dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float),
+          kOp, ": expected packed weight of ", expected, " elements, but got ", str(*packed));
+  const Tensor held = packed ? *packed : pack(forward_view(weight, groups), p.g, dtype, weight);
+  p.packed = held.const_data_ptr();
+  if (bias) padded_bias = pad_bias(*bias, p.g, dtype), p.bias = padded_bias.const_data_ptr();
+  if (residual) p.residual = residual->const_data_ptr(), p.rm = map_of(*residual);
+  p.x = x.const_data_ptr(), p.xm = map_of(x);
+  p.y = y.mutable_data_ptr(), p.ym = map_of(y);
+  run(p);
+  return y;
+}
+
+Tensor conv2d(const Tensor& x, const Tensor& w, const OptionalTensor& bias, const OptionalTensor& residual,
+              const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups, bool relu,
+              int64_t accuracy) {
+  return conv2d_packed(x, w, std::nullopt, bias, residual, stride, padding, dilation, groups, relu, accuracy);
+}
+
+Tensor pack_weight(const Tensor& weight, int64_t groups) {
+  constexpr const char* kOp = "_pack_weight";
+  check_4d(kOp, "weight", weight);
+  check(groups > 0 && weight.size(0) % groups == 0, kOp, ": expected groups to divide weight's ", weight.size(0),
+        " output channels, but got ", groups);
+  ConvGeometry g{};
+  g.groups = groups, g.group_in = weight.size(1), g.group_out = weight.size(0) / groups;
+  g.kh = int32_t(weight.size(2)), g.kw = int32_t(weight.size(3));
+  return pack(forward_view(weight, groups), g, dtype_of(kOp, weight), weight);
+}
+
+Tensor conv2d_backward_input(const Tensor& grad, const Tensor& weight, const Ints& size, const Ints& stride,
+                             const Ints& padding, const Ints& dilation, int64_t groups) {
+  constexpr const char* kOp = "conv2d_backward_input";
+  const Dtype dtype = dtype_of(kOp, grad);
+  const Conv2dArgs a = read_args(kOp, stride, padding, dilation, groups);
+  check(size.size() == 4, kOp, ": expected input_size to have 4 values, but got ", size.size());
+  check_4d(kOp, "grad", grad);
+  check_4d(kOp, "weight", weight);
+  check_same_dtype(kOp, "weight", grad, weight);
+  check_numel(kOp, size);
+  for (const int64_t s : size) check(s >= 0, kOp, ": expected input_size of at least 0, but got ", s);
+  const Tensor g = dense(grad);
+  const Tensor dx = empty(size, g, is_channels_last(g) || is_channels_last(weight) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  const ConvGeometry f = geometry(kOp, dx, weight, a);
+  check(grad.size(0) == size[0] && grad.size(1) == weight.size(0) &&
+            grad.size(2) == output_size(kOp, size[2], f.kh, f.sh, f.ph, f.dh) &&
+            grad.size(3) == output_size(kOp, size[3], f.kw, f.sw, f.pw, f.dw),
+        kOp, ": expected grad to have the size of the convolution's output, but got ", str(grad));
+  if (!dx.numel()) return dx;
+  Conv2dParams p{};
+  p.dtype = dtype;
+  p.g = f;
+  p.g.group_in = f.group_out, p.g.group_out = f.group_in;
+  p.g.sh = p.g.sw = 1, p.g.zh = f.sh, p.g.zw = f.sw;
+  p.g.ph = f.dh * (f.kh - 1) - f.ph, p.g.pw = f.dw * (f.kw - 1) - f.pw;
+  const Tensor packed = pack(rotated_view(weight, groups), p.g, dtype, weight);
+  p.packed = packed.const_data_ptr();
+  p.x = g.const_data_ptr(), p.xm = map_of(g);
+  p.y = dx.mutable_data_ptr(), p.ym = map_of(dx);
+  run(p);
+  return dx;
+}
+
+Tensor conv2d_backward_weight(const Tensor& grad, const Tensor& input, const Ints& size, const Ints& stride,
+                              const Ints& padding, const Ints& dilation, int64_t groups) {
+  constexpr const char* kOp = "conv2d_backward_weight";
+  const Dtype dtype = dtype_of(kOp, grad);
+  const Conv2dArgs a = read_args(kOp, stride, padding, dilation, groups);
+  check(size.size() == 4, kOp, ": expected weight_size to have 4 values, but got ", size.size());
+  check_4d(kOp, "grad", grad);
+  check_4d(kOp, "input", input);
+  check_same_dtype(kOp, "input", grad, input);
+  check_numel(kOp, size);
+  const Tensor dw = empty(size, grad, MemoryFormat::Contiguous);
+  Conv2dWeightGradParams p{};
+  p.dtype = dtype;
+  p.g = geometry(kOp, input, dw, a);
+  check(grad.size(0) == input.size(0) && grad.size(1) == size[0] &&
+            grad.size(2) == output_size(kOp, input.size(2), p.g.kh, p.g.sh, p.g.ph, p.g.dh) &&
+            grad.size(3) == output_size(kOp, input.size(3), p.g.kw, p.g.sw, p.g.pw, p.g.dw),
+        kOp, ": expected grad to have the size of the convolution's output, but got ", str(grad));
+  if (!dw.numel()) return dw;
+  if (!grad.numel()) return torch::stable::fill_(dw, 0.0);
+  const Tensor x = dense(input), g = dense(grad);
+  p.x = x.const_data_ptr(), p.xm = map_of(x);
+  p.grad = g.const_data_ptr(), p.gm = map_of(g);
+  const Conv2dWeightGradPlan plan = plan_conv2d_weight_grad(p, cpu_isa());
+  const ScalarType type = dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float;
+  const int64_t taps = int64_t{p.g.kh} * p.g.kw * p.g.group_in * plan.panels * plan.lanes;
+  const bool grouped = plan.algorithm == ConvAlgorithm::lane_grouped;
+  const Tensor sums = empty({grouped ? taps : p.g.groups * taps}, grad, MemoryFormat::Contiguous, type);
+  p.dw = sums.mutable_data_ptr();
+  const int64_t bytes = (plan.scratch + plan.scratch_grad) * (dtype == Dtype::f64 ? 8 : 4);
+  const int64_t work = grad.numel() * p.g.kh * p.g.kw * p.g.group_in;
+  parallel_for(plan.units, work < kSerialWork ? plan.units : 1, [&](int64_t b, int64_t e) {
+    if (grouped)
+      FASTCNN_CPU(conv2d_weight_grad_lane_grouped)(p, plan, Scratch::get(bytes), b, e);
+    else
+      FASTCNN_CPU(conv2d_weight_grad_direct)(p, plan, Scratch::get(bytes), b, e);
+  });
+  void* out = dw.mutable_data_ptr();
+  parallel_for(size[0], 1 + 16384 / (dw.numel() / size[0]),
+               [&](int64_t b, int64_t e) { FASTCNN_CPU(unpack_conv2d_weight_grad)(p, plan, out, b, e); });
+  return dw;
+}
+
+}  // namespace
+}  // namespace fastcnn
+
+#define GEOMETRY "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups"
+STABLE_TORCH_LIBRARY_FRAGMENT(fastcnn, m) {
+  m.def("conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, " GEOMETRY ", bool relu, int accuracy) -> Tensor");
+  m.def("_conv2d(Tensor x, Tensor weight, Tensor? packed, Tensor? bias, Tensor? residual, " GEOMETRY
+        ", bool relu, int accuracy) -> Tensor");  // without autograd; packed: of _pack_weight
+  m.def("_pack_weight(Tensor weight, SymInt groups) -> Tensor");
+  m.def("conv2d_backward_input(Tensor grad, Tensor weight, SymInt[4] input_size, " GEOMETRY ") -> Tensor");
+  m.def("conv2d_backward_weight(Tensor grad, Tensor x, SymInt[4] weight_size, " GEOMETRY ") -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastcnn, CPU, m) {
+  m.impl("conv2d", TORCH_BOX(&fastcnn::conv2d));
+  m.impl("_conv2d", TORCH_BOX(&fastcnn::conv2d_packed));
+  m.impl("_pack_weight", TORCH_BOX(&fastcnn::pack_weight));
+  m.impl("conv2d_backward_input", TORCH_BOX(&fastcnn::conv2d_backward_input));
+  m.impl("conv2d_backward_weight", TORCH_BOX(&fastcnn::conv2d_backward_weight));
+}

@@ -1,0 +1,108 @@
+// Convolution (cross-correlation) with zero padding and a fused epilogue.
+//   y[n,o,p,q] = act(b[o] + sum over c in the group of o, 0<=i<kh, 0<=j<kw of
+//                    w[o,c,i,j] * x[n, c, p*sh-ph+i*dh, q*sw-pw+j*dw] + r[n,o,p,q])
+// Its input gradient is the same sum over a weight that is rotated and transposed, with zeros between the elements
+// of x (zh, zw > 1) where the convolution had a stride.
+#pragma once
+#include "ops/dtype.h"
+#include "ops/isa.h"
+
+namespace fastcnn {
+
+enum class ConvAlgorithm : int32_t {
+  direct,        // implicit GEMM: pixels x output channels in registers, broadcast inputs
+  lane_grouped,  // 1, 2, 4 or 8 channels per group: groups side by side in the lanes of a vector
+};
+
+struct ConvGeometry {
+  int64_t groups, group_in, group_out;  // channels of x and of y per group
+  int32_t kh, kw, sh, sw, ph, pw, dh, dw;
+  int32_t zh, zw;  // x stands on every zh-th row and zw-th column of the input that the sum sees
+};
+
+struct Conv2dParams {
+  const void* x;
+  const void* packed;    // see pack_conv2d_weight
+  const void* bias;      // accumulator type, one per lane of packed: [groups][panels*lanes]; or null
+  const void* residual;  // as y; or null
+  void* y;
+  Dtype dtype;  // of x, residual and y
+  Map xm, rm, ym;
+  ConvGeometry g;
+  bool relu;
+};
+
+// How a call is cut into tasks. Which sums are formed, and in which order, follows from `algorithm` and the
+// geometry alone: the split changes no bit of the result.
+struct Conv2dPlan {
+  ConvAlgorithm algorithm;
+  bool staged;           // a task copies its part of x: NHWC, zero-padded, in the accumulator type
+  int32_t lanes;         // of a vector of accumulators
+  int64_t panels;        // vectors of output channels per group
+  int64_t rows, cols;    // output pixels of a task
+  int64_t bands, strips; // tasks along the height and the width
+  int64_t panel_tasks;   // tasks along the panels
+  int64_t panels_per_task;
+  int64_t tasks;
+  int64_t scratch;       // elements of a task's copy of x
+};
+
+Conv2dPlan plan_conv2d(const Conv2dParams& p, Isa isa, int64_t threads);
+ConvAlgorithm choose_conv2d(const ConvGeometry& g, Dtype dtype, Isa isa);
+int32_t lanes_of(Dtype dtype, Isa isa);
+
+// Where the elements of a weight [o][c][i][j] lie: element strides, and the taps in reverse order for the input
+// gradient.
+struct WeightView {
+  const void* w;
+  int64_t so, sc, si, sj, sg;  // strides of output channel, input channel, row, column, group
+  bool rotated;
+};
+
+// direct:       [group][panel][kh][kw][c][lane], lane = output channel, zero where there is none
+// lane_grouped: [vector][kh][kw][c][lane], lane = output channel, c = input channel within its group
+int64_t packed_conv2d_size(const ConvGeometry& g, ConvAlgorithm algorithm, int32_t lanes);
+
+FASTCNN_DECLARE_KERNEL(
+    // Panels [begin, end) of the packed weight.
+    void pack_conv2d_weight(const WeightView& w, const ConvGeometry& g, Dtype dtype, ConvAlgorithm algorithm,
+                            void* packed, int64_t begin, int64_t end);
+    // Tasks [begin, end); scratch is the calling thread's.
+    void conv2d_direct(const Conv2dParams& p, const Conv2dPlan& plan, void* scratch, int64_t begin, int64_t end);
+    void conv2d_lane_grouped(const Conv2dParams& p, const Conv2dPlan& plan, void* scratch, int64_t begin, int64_t end))
+
+// dw[o,c,i,j] = sum over n, p, q of g[n,o,p,q] * x[n, c, p*sh-ph+i*dh, q*sw-pw+j*dw]
+struct Conv2dWeightGradParams {
+  const void* x;
+  const void* grad;
+  void* dw;  // accumulator type, [group][kh][kw][c][panel][lane]; lane_grouped: as the packed weight
+  Dtype dtype;
+  Map xm, gm;
+  ConvGeometry g;
+};
+
+struct Conv2dWeightGradPlan {
+  ConvAlgorithm algorithm;
+  bool stage_x, stage_grad;
+  int32_t lanes;
+  int64_t panels;
+  int64_t tap_cols;  // taps of a row that are summed one by one: 1 where their inputs lie side by side, else kw
+  int64_t weights;   // neighbouring weights, taps times channels, that they leave: kw*group_in, else group_in
+  int64_t rows, cols;  // output pixels of a block
+  int64_t units;       // independent parts of dw
+  int64_t scratch, scratch_grad;  // elements of a block's copies
+};
+
+Conv2dWeightGradPlan plan_conv2d_weight_grad(const Conv2dWeightGradParams& p, Isa isa);
+
+FASTCNN_DECLARE_KERNEL(
+    // Units [begin, end); scratch is the calling thread's.
+    void conv2d_weight_grad_direct(const Conv2dWeightGradParams& p, const Conv2dWeightGradPlan& plan, void* scratch,
+                                   int64_t begin, int64_t end);
+    void conv2d_weight_grad_lane_grouped(const Conv2dWeightGradParams& p, const Conv2dWeightGradPlan& plan,
+                                         void* scratch, int64_t begin, int64_t end);
+    // From the layout of Conv2dWeightGradParams::dw to out[o][c][i][j], contiguous; outputs [begin, end).
+    void unpack_conv2d_weight_grad(const Conv2dWeightGradParams& p, const Conv2dWeightGradPlan& plan, void* out,
+                                   int64_t begin, int64_t end))
+
+}  // namespace fastcnn

@@ -1,0 +1,132 @@
+// Which convolution kernel runs and how its work is cut: pure functions of sizes, dtype and instruction set.
+#include <algorithm>
+
+#include "ops/conv2d.h"
+
+namespace fastcnn {
+namespace {
+
+// Elements of a task's copy of x. 512 KiB of float32 leave half of a 1 MiB L2 to the weights that stream past it.
+constexpr int64_t kStageElements = 128 * 1024;
+
+// Enough tasks that the last one to finish costs little, where there is work for that many.
+constexpr int64_t kTasksPerThread = 8;
+
+// Pixels of a block: fewer do not repay the panel of weights that each block streams from L2.
+constexpr int64_t kLeastPixels = 56;
+
+// Vectors of output channels that the direct kernel takes at once, on narrow maps.
+constexpr int64_t kPanelsAtOnce = 4;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+bool needs_conversion(Dtype d) { return d == Dtype::f16 || d == Dtype::bf16; }
+
+// Rows and columns of x that a block of output rows or columns reads.
+int64_t in_rows(const ConvGeometry& g, int64_t rows) { return (rows - 1) * g.sh + (g.kh - 1) * int64_t{g.dh} + 1; }
+int64_t in_cols(const ConvGeometry& g, int64_t cols) { return (cols - 1) * g.sw + (g.kw - 1) * int64_t{g.dw} + 1; }
+
+// Whether a tap of some output pixel of ym lies outside x.
+bool reads_padding(const ConvGeometry& g, const Map& xm, const Map& ym) {
+  return g.ph > 0 || g.pw > 0 || in_rows(g, ym.h) - g.ph > xm.h || in_cols(g, ym.w) - g.pw > xm.w;
+}
+
+struct BlockShape {
+  int64_t rows, cols;
+};
+
+// Output pixels whose part of x has about kStageElements elements: whole rows if one fits.
+BlockShape block_shape(const ConvGeometry& g, const Map& ym, int64_t channels) {
+  channels = std::max<int64_t>(1, channels);
+  int64_t cols = ym.w;
+  if (in_rows(g, 1) * in_cols(g, cols) * channels > kStageElements) {
+    const int64_t fit = (kStageElements / (in_rows(g, 1) * channels) - (g.kw - 1) * int64_t{g.dw} - 1) / g.sw + 1;
+    cols = std::min(ym.w, std::max(kLeastPixels, fit / kLeastPixels * kLeastPixels));
+  }
+  const int64_t fit = kStageElements / (in_cols(g, cols) * channels);
+  const int64_t rows = fit <= in_rows(g, 1) ? 1 : (fit - in_rows(g, 1)) / g.sh + 1;
+  return {std::clamp<int64_t>(rows, 1, ym.h), cols};
+}
+
+}  // namespace
+
+int32_t lanes_of(Dtype dtype, Isa isa) {
+  const int32_t bytes = isa == Isa::avx512 ? 64 : isa == Isa::avx2 ? 32 : 16;
+  return bytes / (dtype == Dtype::f64 ? 8 : 4);
+}
+
+ConvAlgorithm choose_conv2d(const ConvGeometry& g, Dtype dtype, Isa isa) {
+  // From 16 channels on, a vector of one group's outputs is full; below, its lanes would mostly idle.
+  const bool side_by_side = g.groups > 1 && g.group_in == g.group_out && (g.group_in & (g.group_in - 1)) == 0 &&
+                            g.group_in <= 8 && g.group_in <= lanes_of(dtype, isa);
+  return side_by_side ? ConvAlgorithm::lane_grouped : ConvAlgorithm::direct;
+}
+
+int64_t packed_conv2d_size(const ConvGeometry& g, ConvAlgorithm algorithm, int32_t lanes) {
+  const int64_t vectors = algorithm == ConvAlgorithm::lane_grouped ? ceil_div(g.groups * g.group_out, lanes)
+                                                                   : g.groups * ceil_div(g.group_out, lanes);
+  return vectors * g.kh * g.kw * g.group_in * lanes;
+}
+
+Conv2dPlan plan_conv2d(const Conv2dParams& p, Isa isa, int64_t threads) {
+  const ConvGeometry& g = p.g;
+  Conv2dPlan plan{};
+  plan.algorithm = choose_conv2d(g, p.dtype, isa);
+  plan.lanes = lanes_of(p.dtype, isa);
+  const bool grouped = plan.algorithm == ConvAlgorithm::lane_grouped;
+  const bool padded = reads_padding(g, p.xm, p.ym);
+  // The grouped kernel leaves out the taps behind a border itself: a copy would cost it as much as its arithmetic.
+  plan.staged = needs_conversion(p.dtype) || g.zh > 1 || g.zw > 1 || p.xm.sc != 1 || (padded && !grouped);
+  const int64_t channels = grouped ? g.groups * g.group_in : g.group_in;
+  const int64_t images = p.ym.n * (grouped ? 1 : g.groups);
+  plan.panels = ceil_div(grouped ? g.groups * g.group_out : g.group_out, plan.lanes);
+  BlockShape block = block_shape(g, p.ym, channels);
+
+  // Share the work: first by output channels, since each thread then streams only its part of the weights, then by
+  // pixels, of which a block keeps at least kLeastPixels.
+  const int64_t wanted = threads > 1 ? threads * kTasksPerThread : 1;
+  const auto blocks = [&] { return images * ceil_div(p.ym.h, block.rows) * ceil_div(p.ym.w, block.cols); };
+  plan.panels_per_task = plan.panels;
+  if (!grouped && blocks() < wanted) {
+    const int64_t parts = std::min(ceil_div(plan.panels, kPanelsAtOnce), ceil_div(wanted, blocks()));
+    plan.panels_per_task = ceil_div(ceil_div(plan.panels, parts), kPanelsAtOnce) * kPanelsAtOnce;
+  }
+  plan.panel_tasks = ceil_div(plan.panels, plan.panels_per_task);
+  if (const int64_t more = ceil_div(wanted, blocks() * plan.panel_tasks); more > 1) {
+    if (p.ym.h > 1)
+      block.rows = std::max({int64_t{1}, ceil_div(kLeastPixels, block.cols), block.rows / more});
+    else
+      block.cols = std::min(block.cols, std::max(kLeastPixels, ceil_div(block.cols / more, 14) * 14));
+  }
+  plan.bands = ceil_div(p.ym.h, block.rows), plan.rows = ceil_div(p.ym.h, plan.bands);
+  plan.strips = ceil_div(p.ym.w, block.cols), plan.cols = block.cols;
+  plan.tasks = images * plan.strips * plan.bands * plan.panel_tasks;
+  plan.scratch = plan.staged ? in_rows(g, plan.rows) * in_cols(g, plan.cols) * channels : 0;
+  return plan;
+}
+
+Conv2dWeightGradPlan plan_conv2d_weight_grad(const Conv2dWeightGradParams& p, Isa isa) {
+  const ConvGeometry& g = p.g;
+  Conv2dWeightGradPlan plan{};
+  plan.algorithm = choose_conv2d(g, p.dtype, isa);
+  plan.lanes = lanes_of(p.dtype, isa);
+  const bool grouped = plan.algorithm == ConvAlgorithm::lane_grouped;
+  plan.stage_x = needs_conversion(p.dtype) || p.xm.sc != 1 || reads_padding(g, p.xm, p.gm);
+  plan.stage_grad = needs_conversion(p.dtype) || p.gm.sc != 1;
+  const int64_t channels = grouped ? g.groups * g.group_in : g.group_in;
+  const int64_t outputs = grouped ? g.groups * g.group_out : g.group_out;
+  plan.panels = ceil_div(outputs, plan.lanes);
+  const bool side_by_side = g.kw == 1 || (g.dw == 1 && (plan.stage_x || g.groups == 1));
+  plan.tap_cols = side_by_side ? 1 : g.kw;
+  plan.weights = (side_by_side ? g.kw : 1) * g.group_in;
+  const BlockShape block = block_shape(g, p.gm, channels);
+  plan.rows = ceil_div(p.gm.h, ceil_div(p.gm.h, block.rows)), plan.cols = block.cols;
+  const int64_t tile = isa == Isa::avx512 ? 14 : 6;
+  plan.units = grouped ? plan.panels * g.kh
+                       : g.groups * g.kh * plan.tap_cols * ceil_div(plan.weights, tile) * ceil_div(plan.panels, 2);
+  plan.scratch = plan.stage_x ? ceil_div(in_rows(g, plan.rows) * in_cols(g, plan.cols) * channels, 16) * 16 : 0;
+  plan.scratch_grad = plan.stage_grad ? plan.rows * plan.cols * outputs : 0;
+  return plan;
+}
+
+}  // namespace fastcnn

@@ -1,0 +1,152 @@
+#include "ops/max_pool2d.h"
+
+#include "ops/pool.h"
+
+namespace fastcnn {
+namespace {
+
+constexpr const char* kOp = "max_pool2d";
+
+// Sizes and strides into `m`, all but pointers and layout.
+void set_geometry(MaxPool2dParams& m, const Ints& size, const PoolGeometry& g, bool ceil_mode) {
+  const Pair out = pool_output(kOp, g, size[2], size[3], ceil_mode);
+  check(g.k.h * g.k.w < int64_t{1} << 31, kOp, ": expected kernel_size with a product below 2^31, but got (", g.k.h,
+        ", ", g.k.w, ")");
+  m.n = size[0], m.c = size[1], m.h = size[2], m.w = size[3], m.oh = out.h, m.ow = out.w;
+  m.kh = g.k.h, m.kw = g.k.w, m.sh = g.s.h, m.sw = g.s.w, m.ph = g.p.h, m.pw = g.p.w, m.dh = g.d.h, m.dw = g.d.w;
+  m.wide_argmax = g.k.h * g.k.w > 256;
+  check_numel(kOp, {m.n, m.c, m.oh, m.ow});
+}
+
+// NCHW kernels line a row up with its padding. Where that is much longer than the row (a window far larger than the
+// input, a dilation in the millions) the NHWC kernels, which have no padding, serve both layouts.
+MemoryFormat kernel_format(const MaxPool2dParams& m, MemoryFormat format) {
+  const int64_t padded = m.row().size() + m.kw;
+  return padded > 64 * (m.w + 64) ? MemoryFormat::ChannelsLast : format;
+}
+
+Windows row_windows(const MaxPool2dParams& m) { return pool_windows(m.h, m.oh, m.kh, m.sh, m.ph, m.dh); }
+Windows column_windows(const MaxPool2dParams& m) { return pool_windows(m.w, m.ow, m.kw, m.sw, m.pw, m.dw); }
+
+// Runs a kernel over `count` tasks that read about `reads` elements each.
+template <class Kernel>
+void run(MaxPool2dParams& m, const Windows& rows, const Windows& columns, int64_t count, int64_t reads, Kernel kernel) {
+  m.rows = rows.data(), m.columns = columns.data();
+  parallel_for(count, pool_grain(reads), [&](int64_t begin, int64_t end) {
+    const auto memory = scratch(m.scratch_bytes());
+    kernel(m, memory.get(), begin, end);
+  });
+}
+
+void set_layout(MaxPool2dParams& m, MemoryFormat format, int64_t rows) {
+  m.channels_last = format == MemoryFormat::ChannelsLast;
+  m.channel_block = channel_block(rows, m.c);
+}
+
+Tensor forward(const Tensor& input, const Ints& kernel, const Ints& stride, const Ints& padding, const Ints& dilation,
+               bool ceil_mode, Tensor* argmax) {
+  MaxPool2dParams m{};
+  m.dtype = dtype_of(kOp, input);
+  const PoolGeometry g = pool_geometry(kOp, kernel, stride, padding, dilation);
+  check_pool_input(kOp, input);
+  const Ints in{input.size(0), input.size(1), input.size(2), input.size(3)};
+  set_geometry(m, in, g, ceil_mode);
+  const MemoryFormat wanted = format_of(input), format = kernel_format(m, wanted);
+  const Tensor x = torch::stable::contiguous(input, format);
+  const Ints size{m.n, m.c, m.oh, m.ow};
+  Tensor y = empty(size, x, format);
+  if (argmax) *argmax = empty(size, x, format, m.wide_argmax ? ScalarType::Int : ScalarType::Byte);
+  if (y.numel()) {
+    m.x = x.const_data_ptr(), m.y = y.mutable_data_ptr();
+    if (argmax) m.argmax = argmax->mutable_data_ptr();
+    set_layout(m, format, m.n * m.oh);
+    const int64_t reads = m.ow * m.kh * m.kw * (m.channels_last ? m.channel_block : 1);
+    run(m, row_windows(m), column_windows(m), m.tasks(), reads, FASTCNN_CPU(max_pool2d));
+  }
+  if (argmax) *argmax = torch::stable::contiguous(*argmax, wanted);
+  return torch::stable::contiguous(y, wanted);
+}
+
+std::tuple<Tensor, Tensor> max_pool2d(const Tensor& x, const Ints& kernel, const Ints& stride, const Ints& padding,
+                                      const Ints& dilation, bool ceil_mode) {
+  Tensor argmax;
+  Tensor y = forward(x, kernel, stride, padding, dilation, ceil_mode, &argmax);
+  return {y, argmax};
+}
+
+Tensor max_pool2d_values(const Tensor& x, const Ints& kernel, const Ints& stride, const Ints& padding,
+                         const Ints& dilation, bool ceil_mode) {
+  return forward(x, kernel, stride, padding, dilation, ceil_mode, nullptr);
+}
+
+// argmax as forward made it for an input of `size`.
+void check_argmax(const MaxPool2dParams& m, const Tensor& argmax) {
+  const ScalarType type = m.wide_argmax ? ScalarType::Int : ScalarType::Byte;
+  check_4d(kOp, "argmax", argmax);
+  check(argmax.scalar_type() == type, kOp, ": expected argmax of dtype ", m.wide_argmax ? "int32" : "uint8");
+  check(argmax.size(0) == m.n && argmax.size(1) == m.c && argmax.size(2) == m.oh && argmax.size(3) == m.ow, kOp,
+        ": expected argmax of size [", m.n, ", ", m.c, ", ", m.oh, ", ", m.ow, "], but got ", str(argmax));
+}
+
+Tensor backward(const Tensor& grad, const Tensor& argmax, const Ints& size, const Ints& kernel, const Ints& stride,
+                const Ints& padding, const Ints& dilation, bool ceil_mode) {
+  MaxPool2dParams m{};
+  m.dtype = dtype_of(kOp, grad);
+  check_pool_size(kOp, size);
+  set_geometry(m, size, pool_geometry(kOp, kernel, stride, padding, dilation), ceil_mode);
+  check_argmax(m, argmax);
+  check_4d(kOp, "grad", grad);
+  check(str(grad) == str(argmax), kOp, ": expected grad of argmax's size ", str(argmax), ", but got ", str(grad));
+  const MemoryFormat wanted = format_of(argmax), format = kernel_format(m, wanted);
+  const Tensor g = torch::stable::contiguous(grad, format), at = torch::stable::contiguous(argmax, format);
+  check_numel(kOp, size);
+  Tensor gx = empty(size, g, format);
+  if (gx.numel()) {
+    m.x = g.const_data_ptr(), m.y = gx.mutable_data_ptr(), m.argmax = const_cast<void*>(at.const_data_ptr());
+    set_layout(m, format, m.n * m.h);
+    const int64_t reads = m.ow * m.kw * (m.channels_last ? m.channel_block : 1);
+    run(m, transposed(row_windows(m), m.h), transposed(column_windows(m), m.w), m.backward_tasks(), reads,
+        FASTCNN_CPU(max_pool2d_backward));
+  }
+  return torch::stable::contiguous(gx, wanted);
+}
+
+Tensor gather(const Tensor& input, const Tensor& argmax, const Ints& kernel, const Ints& stride, const Ints& padding,
+              const Ints& dilation, bool ceil_mode) {
+  MaxPool2dParams m{};
+  m.dtype = dtype_of(kOp, input);
+  check_pool_input(kOp, input);
+  set_geometry(m, {input.size(0), input.size(1), input.size(2), input.size(3)},
+               pool_geometry(kOp, kernel, stride, padding, dilation), ceil_mode);
+  check_argmax(m, argmax);
+  const MemoryFormat format = format_of(argmax);
+  const Tensor x = torch::stable::contiguous(input, format), at = torch::stable::contiguous(argmax, format);
+  Tensor y = empty({m.n, m.c, m.oh, m.ow}, x, format);
+  if (y.numel()) {
+    m.x = x.const_data_ptr(), m.y = y.mutable_data_ptr(), m.argmax = const_cast<void*>(at.const_data_ptr());
+    set_layout(m, format, m.n * m.oh);
+    const int64_t reads = m.ow * (m.channels_last ? m.channel_block : 1);
+    run(m, {}, {}, m.tasks(), reads, FASTCNN_CPU(max_pool2d_gather));
+  }
+  return y;
+}
+
+}  // namespace
+}  // namespace fastcnn
+
+#define GEOMETRY "SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, bool ceil_mode"
+STABLE_TORCH_LIBRARY_FRAGMENT(fastcnn, m) {
+  m.def("max_pool2d(Tensor x, " GEOMETRY ") -> (Tensor, Tensor)");
+  m.def("_max_pool2d(Tensor x, " GEOMETRY ") -> (Tensor, Tensor)");  // without autograd
+  m.def("_max_pool2d_values(Tensor x, " GEOMETRY ") -> Tensor");     // inference: no argmax is written
+  m.def("max_pool2d_backward(Tensor grad, Tensor argmax, SymInt[] size, " GEOMETRY ") -> Tensor");
+  m.def("max_pool2d_gather(Tensor x, Tensor argmax, " GEOMETRY ") -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastcnn, CPU, m) {
+  m.impl("max_pool2d", TORCH_BOX(&fastcnn::max_pool2d));
+  m.impl("_max_pool2d", TORCH_BOX(&fastcnn::max_pool2d));
+  m.impl("_max_pool2d_values", TORCH_BOX(&fastcnn::max_pool2d_values));
+  m.impl("max_pool2d_backward", TORCH_BOX(&fastcnn::backward));
+  m.impl("max_pool2d_gather", TORCH_BOX(&fastcnn::gather));
+}

@@ -1,0 +1,122 @@
+// Torch's side of an op: shapes and strides into plain structs, allocation by torch's layout rules, argument checks.
+// The kernels behind csrc/cpu and csrc/cuda see none of this.
+#pragma once
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/MemoryFormat.h>
+
+#include <array>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "ops/dtype.h"
+#include "ops/error.h"
+#include "ops/parallel.h"
+
+namespace fastcnn {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Ints = std::vector<int64_t>;
+
+inline const char* name_of(ScalarType t) {
+  switch (t) {
+    case ScalarType::Float:
+      return "Float";
+    case ScalarType::Double:
+      return "Double";
+    case ScalarType::Half:
+      return "Half";
+    case ScalarType::BFloat16:
+      return "BFloat16";
+    default:
+      return "non-floating-point";
+  }
+}
+
+// The element type of a kernel's tensor; anything but the four floating types is refused.
+inline Dtype dtype_of(const char* op, const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float:
+      return Dtype::f32;
+    case ScalarType::Double:
+      return Dtype::f64;
+    case ScalarType::Half:
+      return Dtype::f16;
+    case ScalarType::BFloat16:
+      return Dtype::bf16;
+    default:
+      break;
+  }
+  check(false, op, ": expected a tensor of dtype float32, float64, float16 or bfloat16");
+  return Dtype::f32;
+}
+
+inline std::string str(const Tensor& t) {
+  std::string s = "[";
+  for (int64_t d = 0; d < t.dim(); ++d) s += (d ? ", " : "") + std::to_string(t.size(d));
+  return s + "]";
+}
+
+inline void check_4d(const char* op, const char* argument, const Tensor& t) {
+  check(t.dim() == 4, op, ": expected 4D ", argument, " (N, C, H, W), but got ", argument, " of size ", str(t));
+}
+
+inline void check_same_dtype(const char* op, const char* argument, const Tensor& x, const Tensor& t) {
+  check(x.scalar_type() == t.scalar_type(), op, ": expected ", argument, " to have the dtype of input (",
+        name_of(x.scalar_type()), "), but got ", name_of(t.scalar_type()));
+}
+
+// The stable ABI does not check a SymInt[2]'s length: a list of one would be read past its end.
+struct Pair {
+  int64_t h, w;
+};
+inline Pair pair(const char* op, const char* argument, const Ints& v, int64_t at_least) {
+  check(v.size() == 2, op, ": expected ", argument, " to have 2 values, but got ", v.size());
+  constexpr int64_t kMost = int64_t{1} << 31;  // products with tensor sizes below stay far from 2^63
+  check(v[0] >= at_least && v[1] >= at_least && v[0] < kMost && v[1] < kMost, op, ": expected ", argument,
+        " of at least ", at_least, ", but got (", v[0], ", ", v[1], ")");
+  return {v[0], v[1]};
+}
+
+// torch's rule for a 4-D tensor: channels_last only where the strides cannot be read as contiguous NCHW.
+inline bool is_channels_last(const Tensor& t) {
+  int64_t least = 0;
+  if (t.stride(1) == 0) return false;
+  for (const int d : {1, 3, 2, 0}) {
+    if (t.size(d) == 0 || t.stride(d) < least) return false;
+    if (d == 0 && least == t.stride(1)) return false;
+    least = t.stride(d) * (t.size(d) > 1 ? t.size(d) : 1);
+  }
+  return true;
+}
+
+inline MemoryFormat format_of(const Tensor& t) {
+  return is_channels_last(t) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
+}
+
+// t itself where it is dense in its own format, else a dense copy: kernels see NCHW or NHWC without gaps.
+inline Tensor dense(const Tensor& t) { return torch::stable::contiguous(t, format_of(t)); }
+
+// The number of elements of a tensor to allocate, checked against what an address can reach.
+inline void check_numel(const char* op, const Ints& size) {
+  __int128 n = 1;
+  for (const int64_t s : size) n *= s, check(n < (__int128{1} << 60), op, ": output of this size overflows");
+}
+
+inline Tensor empty(const Ints& size, const Tensor& like, MemoryFormat format, ScalarType type) {
+  return torch::stable::empty(size, type, std::nullopt, like.device(), std::nullopt, format);
+}
+inline Tensor empty(const Ints& size, const Tensor& like, MemoryFormat format) {
+  return empty(size, like, format, like.scalar_type());
+}
+
+inline Map map_of(const Tensor& t) {
+  return {t.size(0), t.size(1), t.size(2), t.size(3), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
+}
+
+}  // namespace fastcnn

@@ -1,0 +1,14 @@
+"""Convolutional networks on their own kernels. See https://docs.pytorch.org for the names it shares with torch."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+import torch  # noqa: F401  first: _C's only needed library, libtorch_cpu, is found because torch has loaded it
+
+from . import functional, nn, ops
+from ._config import set_accuracy, set_policy
+from ._library import cpu_capability
+
+try:
+    __version__ = version("fastcnn")
+except PackageNotFoundError:  # a source tree on the path, not installed
+    __version__ = "0+unknown"

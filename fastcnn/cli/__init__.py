@@ -1,0 +1,26 @@
+"""The `fastcnn` command. Exit status: 0, 1 when a check failed, 2 for wrong usage."""
+
+import sys
+
+import typer
+
+from . import bench, demo, doctor, explain, verify
+from ._output import log
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Convolutional networks on their own kernels: checked against float64, timed against stock PyTorch.",
+)
+for command in (doctor.doctor, explain.explain, verify.verify, bench.bench, demo.demo):
+    app.command()(command)
+
+
+def main() -> None:
+    """Entry point; a library that is missing or does not load is a failed check that says what to do, not a trace."""
+    try:
+        app()
+    except ImportError as error:
+        log(f"fastcnn: {error}")
+        sys.exit(1)

@@ -1,0 +1,48 @@
+"""Command-line arguments that several commands share."""
+
+from collections.abc import Iterable
+from typing import Annotated
+
+import torch
+import typer
+
+from fastcnn.models import list_models
+
+
+def _known(names: Iterable[str]) -> None:
+    for name in names:
+        if name not in list_models():
+            raise typer.BadParameter(f"unknown model {name!r}, expected one of {', '.join(list_models())}")
+
+
+def _one(name: str) -> str:
+    _known([name])
+    return name
+
+
+def _several(names: list[str] | None) -> list[str]:
+    _known(names or [])
+    return list(names or list_models())
+
+
+def _set_threads(threads: int | None) -> int:
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()
+
+
+Model = Annotated[str, typer.Argument(callback=_one, help="Name of a model.")]
+Models = Annotated[list[str] | None, typer.Argument(callback=_several, help="Names of models; all by default.")]
+Threads = Annotated[int | None, typer.Option(min=1, callback=_set_threads, help="Threads; by default torch's.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def sizes(text: str) -> tuple[int, ...]:
+    """'16,3,227,227' as a tuple of positive ints."""
+    try:
+        values = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if not values or min(values) < 0:
+        raise typer.BadParameter(f"expected sizes such as 16,3,227,227, but got {text!r}")
+    return values

@@ -1,0 +1,82 @@
+"""Trains LeNet-5 on scikit-learn's digits."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fastcnn.data import deform_randomly, load_digits, split_thirds
+from fastcnn.models import LeNet5, lenet5
+from fastcnn.models.verify import fixed_seed
+
+# Chosen on stock PyTorch: over seeds 0 to 5 these settings gave 97.8 to 98.5 % on the held-out third.
+EPOCHS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 60, 64, 1e-2, 1e-2
+GOAL = 0.97
+
+
+@dataclass
+class Epoch:
+    """Mean training loss, and accuracy on the held-out third after the epoch."""
+
+    loss: float
+    accuracy: float
+
+
+@dataclass
+class Training:
+    """A trained network and what became of it."""
+
+    model: LeNet5
+    images: Tensor  # held-out, (N, 1, 32, 32)
+    labels: Tensor
+    predictions: Tensor
+    trained_on: int
+    seconds: float
+    history: list[Epoch] = field(default_factory=list)
+
+    @property
+    def accuracy(self) -> float:
+        return (self.predictions == self.labels).float().mean().item()
+
+
+@torch.no_grad()
+def predict(model: LeNet5, images: Tensor) -> Tensor:
+    """The classes of all images."""
+    model.eval()
+    return model.predict(model(images))
+
+
+def train_lenet5(
+    epochs: int = EPOCHS, seed: int = 0, after_epoch: Callable[[Epoch], None] = lambda _: None
+) -> Training:
+    """Trains the paper's network (RBF outputs, maximum a posteriori loss) with AdamW on freshly deformed digits.
+
+    The held-out third is looked at after each epoch for the curve, and decides nothing.
+    """
+    images, labels, test_images, test_labels = split_thirds(*load_digits())
+    with fixed_seed(seed):
+        model = lenet5()
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=WEIGHT_DECAY)
+    steps = epochs * -(-len(images) // BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
+    history = []
+    start = time.perf_counter()
+    for _ in range(epochs):
+        model.train()
+        total = 0.0
+        for batch in torch.randperm(len(images), generator=generator).split(BATCH):
+            loss = model.loss(model(deform_randomly(images[batch], generator)), labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            total += loss.item() * len(batch)
+        correct = predict(model, test_images) == test_labels
+        history.append(Epoch(total / len(images), correct.float().mean().item()))
+        after_epoch(history[-1])
+    seconds = time.perf_counter() - start
+    predictions = predict(model, test_images)
+    return Training(model, test_images, test_labels, predictions, len(images), seconds, history)

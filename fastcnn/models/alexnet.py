@@ -1,0 +1,126 @@
+"""AlexNet: the two-tower network of the paper and the single-tower "one weird trick" network.
+
+Krizhevsky, Sutskever, Hinton: ImageNet Classification with Deep Convolutional Neural Networks (2012), and
+Krizhevsky: One weird trick for parallelizing convolutional neural networks (2014), as torchvision writes it.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from fastcnn import nn as fnn
+
+from ._registry import Weights, load_weights, register_model
+
+
+def _relu_norm(groups: int) -> nn.Module:
+    """ReLU, then the paper's local response normalization (section 3.3), in one pass over the data."""
+    return fnn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=2.0, alpha_mode="sum", groups=groups, activation="relu")
+
+
+class AlexNet(nn.Module):
+    """The network of the 2012 paper; its two GPUs' towers are the two groups of conv2, conv4 and conv5.
+
+    Input: (N, 3, 227, 227), mean-subtracted RGB (the paper says 224, from which its own 55x55 maps do not follow).
+    Output: (N, num_classes) logits. lrn_groups=2 normalises within each tower; 1, as Caffe does, across both.
+    """
+
+    def __init__(self, num_classes: int = 1000, *, lrn_groups: int = 2, dropout: float = 0.5):
+        super().__init__()
+        self.conv1 = fnn.Conv2d(3, 96, 11, stride=4)
+        self.norm1 = _relu_norm(lrn_groups)
+        self.pool1 = fnn.MaxPool2d(3, 2)
+        self.conv2 = fnn.Conv2d(96, 256, 5, padding=2, groups=2)
+        self.norm2 = _relu_norm(lrn_groups)
+        self.pool2 = fnn.MaxPool2d(3, 2)
+        self.conv3 = fnn.Conv2d(256, 384, 3, padding=1)
+        self.relu3 = nn.ReLU()
+        self.conv4 = fnn.Conv2d(384, 384, 3, padding=1, groups=2)
+        self.relu4 = nn.ReLU()
+        self.conv5 = fnn.Conv2d(384, 256, 3, padding=1, groups=2)
+        self.relu5 = nn.ReLU()
+        self.pool5 = fnn.MaxPool2d(3, 2)
+        self.fc6 = nn.Linear(256 * 6 * 6, 4096)
+        self.relu6 = nn.ReLU()
+        self.drop6 = nn.Dropout(dropout)
+        self.fc7 = nn.Linear(4096, 4096)
+        self.relu7 = nn.ReLU()
+        self.drop7 = nn.Dropout(dropout)
+        self.fc8 = nn.Linear(4096, num_classes)
+        self._initialise()
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        """Section 5: weights N(0, 0.01); bias 1 where it gives the ReLUs positive inputs early on, else 0."""
+        for name, layer in self.named_children():
+            if isinstance(layer, (nn.Conv2d, nn.Linear)) and layer.bias is not None:
+                layer.weight.normal_(0, 0.01)
+                layer.bias.fill_(1.0 if name in ("conv2", "conv4", "conv5", "fc6", "fc7") else 0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool1(self.norm1(self.conv1(x)))  # (N, 96, 55, 55), pooled to (N, 96, 27, 27)
+        x = self.pool2(self.norm2(self.conv2(x)))  # (N, 256, 27, 27), pooled to (N, 256, 13, 13)
+        x = self.relu3(self.conv3(x))  # (N, 384, 13, 13); here each tower sees the other
+        x = self.relu4(self.conv4(x))  # (N, 384, 13, 13)
+        x = self.pool5(self.relu5(self.conv5(x)))  # (N, 256, 13, 13), pooled to (N, 256, 6, 6)
+        if x.shape[-2:] != (6, 6):
+            raise RuntimeError(
+                f"alexnet: expected 227x227 input, of which pool5 makes 6x6, but got pool5 {tuple(x.shape)}"
+            )
+        x = x.flatten(-3)  # (N, 9216)
+        x = self.drop6(self.relu6(self.fc6(x)))  # (N, 4096)
+        x = self.drop7(self.relu7(self.fc7(x)))  # (N, 4096)
+        return self.fc8(x)
+
+
+class AlexNetOWT(nn.Module):
+    """The single-tower network without normalization; state dict keys are those of torchvision's `alexnet`.
+
+    Input: (N, 3, H, W), 224x224 as a rule and at least 63x63. Output: (N, num_classes) logits.
+    """
+
+    def __init__(self, num_classes: int = 1000, *, dropout: float = 0.5):
+        super().__init__()
+        self.features = nn.Sequential(  # shapes for 224x224 input
+            fnn.Conv2d(3, 64, 11, stride=4, padding=2),  # (N, 64, 55, 55)
+            nn.ReLU(),
+            fnn.MaxPool2d(3, 2),  # (N, 64, 27, 27)
+            fnn.Conv2d(64, 192, 5, padding=2),  # (N, 192, 27, 27)
+            nn.ReLU(),
+            fnn.MaxPool2d(3, 2),  # (N, 192, 13, 13)
+            fnn.Conv2d(192, 384, 3, padding=1),  # (N, 384, 13, 13)
+            nn.ReLU(),
+            fnn.Conv2d(384, 256, 3, padding=1),  # (N, 256, 13, 13)
+            nn.ReLU(),
+            fnn.Conv2d(256, 256, 3, padding=1),  # (N, 256, 13, 13)
+            nn.ReLU(),
+            fnn.MaxPool2d(3, 2),  # (N, 256, 6, 6)
+        )
+        self.avgpool = fnn.AdaptiveAvgPool2d((6, 6))
+        self.classifier = nn.Sequential(
+            nn.Dropout(dropout),
+            nn.Linear(256 * 6 * 6, 4096),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(4096, 4096),
+            nn.ReLU(),
+            nn.Linear(4096, num_classes),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.avgpool(self.features(x)).flatten(-3))
+
+
+@register_model
+def alexnet(*, weights: Weights = None, num_classes: int = 1000, **kwargs) -> AlexNet:
+    """AlexNet of the 2012 paper, 60,965,224 parameters; see AlexNet for the options."""
+    model = AlexNet(num_classes, **kwargs)
+    load_weights(model, weights)
+    return model
+
+
+@register_model
+def alexnet_owt(*, weights: Weights = None, num_classes: int = 1000, **kwargs) -> AlexNetOWT:
+    """Single-tower AlexNet, 61,100,840 parameters; takes torchvision's `alexnet` state dict."""
+    model = AlexNetOWT(num_classes, **kwargs)
+    load_weights(model, weights)
+    return model

@@ -1,0 +1,89 @@
+"""Gives an op its gradient and its vmap rule on every road that reaches it, from one description."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+transforming = torch._C._are_functorch_transforms_active
+
+
+class Differentiable:
+    """An op with a gradient. Three roads lead to the same formulas:
+
+    - ``torch.ops.<namespace>.<op>`` itself, through ``register_autograd`` (raw callers, export, compile);
+    - calling this object: the op, or under torch.func's transforms an autograd.Function, because those refuse
+      ops that carry ``register_autograd``; gradient formulas call ops this way;
+    - ``apply``: a plain autograd.Function, at a third of the cost per call, for eager mode.
+    """
+
+    def __init__(self, op, save: Callable, grad: Callable, vmap: Callable, raw=None):
+        """op: an OpOverload. save(ctx, inputs, output) and grad(ctx, *grads): as in register_autograd.
+        vmap(f): the rule for f, see `fold` and `loop` below. raw: the same computation without autograd."""
+        self.op = op
+        torch.library.register_autograd(op, grad, setup_context=save)
+        torch.library.register_vmap(op, vmap(op))
+        members: dict[str, Any] = {"forward": lambda *args: op(*args), "setup_context": save, "backward": grad}
+        members["vmap"] = vmap(self)
+        self._transformed = type(
+            f"{op._opname}_transformed", (torch.autograd.Function,), {k: staticmethod(v) for k, v in members.items()}
+        )
+
+        def forward(ctx, *args):
+            output = (raw or op)(*args)
+            save(ctx, args, output)
+            return output
+
+        members = {"forward": staticmethod(forward), "backward": staticmethod(grad)}
+        self.apply = type(op._opname, (torch.autograd.Function,), members).apply
+
+    def __call__(self, *args):
+        return self._transformed.apply(*args) if transforming() else self.op(*args)
+
+
+def fold(batched: tuple[int, ...], size: int | None = None) -> Callable:
+    """vmap of an op whose tensor arguments `batched` have a leading batch axis: folds the new axis into it.
+
+    size: the position of an argument that holds a shape with that batch axis.
+    A tensor argument that is mapped but not in `batched` (a weight) makes the rule loop instead.
+    """
+
+    def make(f):
+        def rule(info, in_dims, *args):
+            if any(d is not None for i, d in enumerate(in_dims) if i not in batched):
+                return loop(f)(info, in_dims, *args)
+            n, folded = info.batch_size, list(args)
+            for i in batched:
+                if args[i] is not None:
+                    x = args[i].movedim(in_dims[i], 0) if in_dims[i] is not None else args[i].expand(n, *args[i].shape)
+                    folded[i] = x.flatten(0, 1)
+            if size is not None:
+                folded[size] = [n * args[size][0], *args[size][1:]]
+            out = f(*folded)
+            if isinstance(out, tuple):
+                return tuple(o.unflatten(0, (n, -1)) for o in out), (0,) * len(out)
+            return out.unflatten(0, (n, -1)), 0
+
+        return rule
+
+    return make
+
+
+def loop(f) -> Callable:
+    """vmap by one call for each slice."""
+
+    def rule(info, in_dims, *args):
+        def at(i):
+            return [a if d is None else a.select(d, i) for a, d in zip(args, in_dims)]
+
+        outs = [f(*at(i)) for i in range(info.batch_size)]
+        if isinstance(outs[0], tuple):
+            return tuple(torch.stack(o) for o in zip(*outs)), (0,) * len(outs[0])
+        return torch.stack(outs), 0
+
+    return rule
+
+
+def memory_format(x: torch.Tensor) -> torch.memory_format:
+    """The format in which a 4-D tensor's output is laid out: torch's rule, as csrc/ops/tensor.h has it."""
+    return torch._prims_common.suggest_memory_format(x)
