@@ -203,15 +203,16 @@ def print_targets(runs: list[Run]) -> None:
 
 
 class Axis:
-    """Ratios on a logarithmic axis, in pixels: 1 is equal speed, each tick a factor of two."""
+    """Ratios on a logarithmic axis, in pixels: 1 is equal speed, ticks are powers of two, eight steps at most."""
 
     width = 320.0
 
     def __init__(self, ratios: Iterable[float]):
         exponents = [math.log2(r) for r in ratios]
-        self.low = min(-1, math.floor(min(exponents)))
-        self.high = max(1, math.ceil(max(exponents)))
-        self.ticks = [2.0**e for e in range(self.low, self.high + 1)]
+        lowest, highest = min(-1, math.floor(min(exponents))), max(1, math.ceil(max(exponents)))
+        step = math.ceil((highest - lowest) / 8)
+        self.low, self.high = step * math.floor(lowest / step), step * math.ceil(highest / step)
+        self.ticks = [2.0**e for e in range(self.low, self.high + 1, step)]
 
     def __call__(self, ratio: float) -> float:
         place = (math.log2(ratio) - self.low) / (self.high - self.low)
@@ -254,15 +255,16 @@ def render(runs: list[Run]) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    of_first = groups(runs[0].records.values())
+    others = {g.name: g for run in runs[1:] for g in groups(run.records.values())}
     environment.tests["slower"] = is_slower
     environment.filters.update(seconds=_seconds, rate=_rate, of_peak=_of_peak)
-    axis = Axis(r["ratio"] for run in runs for r in run.records.values())
     return environment.get_template("report.html.jinja").render(
         runs=runs,
-        groups=groups(runs[0].records.values()),
-        other_groups={g.name: g for g in groups(runs[1].records.values())} if len(runs) > 1 else {},
+        groups=of_first,
+        others=others,
+        axes={g.name: Axis(r["ratio"] for r in g.records + others.get(g.name, g).records) for g in of_first},
         targets=[(target, [target.judge(run) for run in runs]) for target in TARGETS],
-        axis=axis,
         identity=identity,
     )
 

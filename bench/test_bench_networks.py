@@ -9,7 +9,6 @@ from bench._gate import UNIT_ROUNDOFF
 from bench._layer import Comparison
 from bench._rows import FORMATS, parametrize, rows
 
-
 FULL = rows(_stock.NETWORKS, (1, 16), tuple(FORMATS))
 SMOKE = rows(_stock.NETWORKS[:2])
 

@@ -1,4 +1,4 @@
-"""Convolutional networks on their own kernels. See https://docs.pytorch.org for the names it shares with torch."""
+"""Convolutional networks on their own kernels."""
 
 from importlib.metadata import PackageNotFoundError, version
 
@@ -7,6 +7,7 @@ import torch  # noqa: F401  first: _C's only needed library, libtorch_cpu, is fo
 from . import functional, nn, ops
 from ._config import set_accuracy, set_policy
 from ._library import cpu_capability
+from ._packed import clear_cache
 
 try:
     __version__ = version("fastcnn")

@@ -5,6 +5,20 @@ format follows the input's, as torch's does. What fastcnn does not compute (comp
 the stock PyTorch composition that stands beside the op in fastcnn/ops; `fastcnn.explain` says which.
 """
 
+from .ops.adaptive_avg_pool2d import adaptive_avg_pool2d
+from .ops.avg_pool2d import avg_pool2d
+from .ops.conv2d import conv2d
+from .ops.local_response_norm import local_response_norm
 from .ops.max_pool2d import max_pool2d
+from .ops.sparse_conv2d import sparse_conv2d
+from .ops.subsample2d import subsample2d
 
-__all__ = ["max_pool2d"]
+__all__ = [
+    "adaptive_avg_pool2d",
+    "avg_pool2d",
+    "conv2d",
+    "local_response_norm",
+    "max_pool2d",
+    "sparse_conv2d",
+    "subsample2d",
+]

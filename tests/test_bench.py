@@ -270,9 +270,9 @@ def test_report_page(tmp_path, monkeypatch, capsys):
     assert {name: len(bars) for name, bars in page.bars.items()} == {"gain": 2, "loss": 2}
     assert "▼ 0.50x" in page.text
     assert "A <CPU> & more" in page.text  # escaped in the source
-    # The axis runs from 1/2 to 16: one fifth of its 320 pixels lies below equal speed.
-    assert page.bars["loss"][0] == (0.0, 64.0)
-    assert page.bars["gain"][0] == (64.0, 128.0)
+    # The axis of the first group runs from 1/2 to 4: one third of its 320 pixels lies below equal speed.
+    assert page.bars["loss"][0] == (0.0, pytest.approx(320 / 3, abs=0.2))
+    assert page.bars["gain"][0] == (pytest.approx(320 / 3, abs=0.2), pytest.approx(640 / 3, abs=0.2))
 
 
 def test_report_compares_two_files(tmp_path, monkeypatch, capsys):

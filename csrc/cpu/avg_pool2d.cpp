@@ -8,10 +8,10 @@ namespace {
 // Sums rows first, then columns, each upwards, so that both layouts add in one order.
 
 template <class T>
-void pool_nhwc(const AvgPool2dParams& p, Scratch scratch, int64_t begin, int64_t end) {
+void pool_nhwc(const AvgPool2dParams& p, Parts parts, int64_t begin, int64_t end) {
   using A = Acc<T>;
-  A* ring = scratch.take<A>(p.longest * p.channel_block);
-  int64_t* slot = scratch.take<int64_t>(p.w);
+  A* ring = parts.take<A>(p.longest * p.channel_block);
+  int64_t* slot = parts.take<int64_t>(p.w);
   for (int64_t w = 0; w < p.w; ++w) slot[w] = p.longest ? w % p.longest * p.channel_block : 0;
 
   for (int64_t task = begin; task < end; ++task) {
@@ -73,17 +73,17 @@ struct RowNchw {
   A *summed, *phases, *merged, *column_scale;
   int64_t* tap;
 
-  RowNchw(const AvgPool2dParams& params, Scratch scratch) : p(params), r(p.sw ? p.row() : PhasedRow(0, 1, 1, 1, 0, 1)) {
+  RowNchw(const AvgPool2dParams& params, Parts parts) : p(params), r(p.sw ? p.row() : PhasedRow(0, 1, 1, 1, 0, 1)) {
     lead = !p.sw ? 0 : p.backward ? (p.kw - 1) / p.sw : p.pw;
     const int64_t size = (r.size() > p.w ? r.size() : p.w) + lead + kMostLanes;
-    summed = scratch.take<A>(size);
+    summed = parts.take<A>(size);
     for (int64_t i = 0; i < size; ++i) summed[i] = 0;
-    phases = scratch.take<A>(r.size());
-    merged = scratch.take<A>(r.size());
+    phases = parts.take<A>(r.size());
+    merged = parts.take<A>(r.size());
     const int64_t pooled = p.backward ? p.w : p.ow;
-    column_scale = scratch.take<A>(pooled + kMostLanes);
+    column_scale = parts.take<A>(pooled + kMostLanes);
     for (int64_t q = 0; q < pooled; ++q) column_scale[q] = A(p.column_scale[q]);
-    tap = scratch.take<int64_t>(p.kw);
+    tap = parts.take<int64_t>(p.kw);
     for (int64_t j = 0; j < p.kw; ++j) tap[j] = p.sw ? r.tap(j) : 0;
   }
 
@@ -97,12 +97,12 @@ struct RowNchw {
     });
   }
 
-  // y[t*s + f] = sum over j = f, f+s, ... of row[t - j/s], last j first to add upwards in q.
+  // y[t*s + f] = sum over i of row[t - i], where tap i*s + f exists; the last first, to add upwards in q.
   void transposed(T* y) {
     for (int64_t f = 0; f < r.s; ++f)
       for (int64_t t = 0; t < r.ld; t += Vec<A>::lanes) {
         V<A> sum{};
-        for (int64_t j = f + (p.kw - 1 - f) / r.s * r.s; j >= f; j -= r.s) sum += load(summed + lead + t - j / r.s);
+        for (int64_t i = (p.kw - f + r.s - 1) / r.s - 1; i >= 0; --i) sum += load(summed + lead + t - i);
         store(phases + f * r.ld + t, sum);
       }
     const A* row = merge(r, phases, merged) + p.pw;
@@ -124,9 +124,9 @@ struct RowNchw {
 };
 
 template <class T>
-void pool_nchw(const AvgPool2dParams& p, Scratch scratch, int64_t begin, int64_t end) {
+void pool_nchw(const AvgPool2dParams& p, Parts parts, int64_t begin, int64_t end) {
   using A = Acc<T>;
-  RowNchw<T> row(p, scratch);
+  RowNchw<T> row(p, parts);
   for (int64_t task = begin; task < end; ++task) {
     const int64_t oh = task % p.oh;
     const Window rows = p.rows[oh];

@@ -7,11 +7,13 @@ namespace {
 
 enum class Power { three_quarters, half, one, any };
 
-float power(float s, double beta) { return __builtin_powf(s, float(beta)); }
-double power(double s, double beta) { return __builtin_pow(s, beta); }
+// In double also for floats: beta, rounded to float, would be multiplied by log(s). The root differs from pow at
+// -infinity, where torch's pow takes the root too.
+double power(double s, double beta) { return beta == 0.5 ? __builtin_sqrt(s) : __builtin_pow(s, beta); }
 
 #if defined(__AVX512F__)
-VF rsqrt_seed(VF s) { return (VF)_mm512_rsqrt14_ps((__m512)s); }
+// The unmasked form passes through GCC 12 an uninitialized vector, with a warning.
+VF rsqrt_seed(VF s) { return (VF)_mm512_maskz_rsqrt14_ps(__mmask16(-1), (__m512)s); }
 bool all_normal(VF s) { return !_mm512_fpclass_ps_mask((__m512)s, 0xff); }  // every class but "positive normal"
 #else
 #if defined(__AVX2__)
@@ -53,13 +55,13 @@ template <Power P, class A>
 V<A> over(V<A> v, V<A> s, double beta) {
   if constexpr (P == Power::one) return v / s;
   if constexpr (P == Power::any || sizeof(A) == 8) {
-    for (int i = 0; i < Vec<A>::lanes; ++i) s[i] = power(s[i], beta);
+    for (int i = 0; i < Vec<A>::lanes; ++i) s[i] = A(power(s[i], beta));
     return v / s;
   } else {
     V<A> y = v * inverse_power<P>(s);
     if (__builtin_expect(!all_normal(s), 0))  // zero, subnormal, negative, infinite, NaN: as pow has them
       for (int i = 0; i < Vec<A>::lanes; ++i)
-        if (!(s[i] >= 1.17549435e-38f && s[i] <= 3.40282347e38f)) y[i] = v[i] / power(s[i], beta);
+        if (!(s[i] >= 1.17549435e-38f && s[i] <= 3.40282347e38f)) y[i] = v[i] / A(power(s[i], beta));
     return y;
   }
 }

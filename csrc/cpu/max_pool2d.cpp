@@ -8,12 +8,12 @@ namespace {
 
 // NHWC without argmax: vectors of channels, column maxima kept while windows overlap.
 template <class T>
-void values_nhwc(const MaxPool2dParams& p, Scratch scratch, int64_t begin, int64_t end) {
+void values_nhwc(const MaxPool2dParams& p, Parts parts, int64_t begin, int64_t end) {
   using A = Acc<T>;
   constexpr A kLowest = -A(__builtin_inf());
   const int64_t slots = p.ring_slots();
-  A* ring = scratch.take<A>(slots * p.channel_block);
-  int64_t* slot = scratch.take<int64_t>(p.w);
+  A* ring = parts.take<A>(slots * p.channel_block);
+  int64_t* slot = parts.take<int64_t>(p.w);
   for (int64_t w = 0; w < p.w; ++w) slot[w] = w % slots * p.channel_block;
 
   for (int64_t task = begin; task < end; ++task) {
@@ -46,12 +46,12 @@ void values_nhwc(const MaxPool2dParams& p, Scratch scratch, int64_t begin, int64
 
 // NCHW without argmax: vectors of columns; first the maxima over the window's rows, then over its columns.
 template <class T>
-void values_nchw(const MaxPool2dParams& p, Scratch scratch, int64_t begin, int64_t end) {
+void values_nchw(const MaxPool2dParams& p, Parts parts, int64_t begin, int64_t end) {
   using A = Acc<T>;
   constexpr A kLowest = -A(__builtin_inf());
   const PhasedRow r = p.row();
-  A *row = scratch.take<A>(r.size()), *split_row = scratch.take<A>(r.size());
-  int64_t* tap = scratch.take<int64_t>(p.kw);
+  A *row = parts.take<A>(r.size()), *split_row = parts.take<A>(r.size());
+  int64_t* tap = parts.take<int64_t>(p.kw);
   for (int64_t j = 0; j < p.kw; ++j) tap[j] = r.tap(j);
   for (int64_t i = 0; i < r.size(); ++i) row[i] = kLowest;  // the padding, which no row below overwrites
 
@@ -105,9 +105,9 @@ void argmax_nhwc(const MaxPool2dParams& p, int64_t begin, int64_t end) {
       const int64_t o = (row * p.ow + q) * p.c + c0;
       each_vector<kLanes<T>>(channels, [&](int64_t c, int lanes) {
         Best<A> best;
-        best.at = VI<A>{} + first;
+        best.at = VI<A>{} + Lane<A>(first);
         VI<A> line = best.at;
-        for (int64_t h = rows.first; h < rows.end; h += p.dh, line += p.kw) {
+        for (int64_t h = rows.first; h < rows.end; h += p.dh, line += Lane<A>(p.kw)) {
           VI<A> position = line;
           for (int64_t w = columns.first; w < columns.end; w += p.dw, position += 1)
             best.see(load_part(x + (h * p.w + w) * p.c + c, lanes), position);
@@ -120,14 +120,14 @@ void argmax_nhwc(const MaxPool2dParams& p, int64_t begin, int64_t end) {
 }
 
 template <class T, class Index>
-void argmax_nchw(const MaxPool2dParams& p, Scratch scratch, int64_t begin, int64_t end) {
+void argmax_nchw(const MaxPool2dParams& p, Parts parts, int64_t begin, int64_t end) {
   using A = Acc<T>;
   using I = Lane<A>;
   const PhasedRow r = p.row();
   const int64_t held = p.kh < p.h ? p.kh : p.h;
-  A *row = scratch.take<A>(r.size()), *split_rows = scratch.take<A>(held * r.size());
-  I* first_column = scratch.take<I>(p.ow + kMostLanes);
-  int64_t* tap = scratch.take<int64_t>(p.kw);
+  A *row = parts.take<A>(r.size()), *split_rows = parts.take<A>(held * r.size());
+  I* first_column = parts.take<I>(p.ow + kMostLanes);
+  int64_t* tap = parts.take<int64_t>(p.kw);
   for (int64_t j = 0; j < p.kw; ++j) tap[j] = r.tap(j);
   for (int64_t q = 0; q < p.ow; ++q) first_column[q] = I((p.columns[q].first - (q * p.sw - p.pw)) / p.dw);
   for (int64_t i = 0; i < held * r.size(); ++i) split_rows[i] = -A(__builtin_inf());
@@ -162,20 +162,20 @@ void argmax_nchw(const MaxPool2dParams& p, Scratch scratch, int64_t begin, int64
 }
 
 template <class T, class Index>
-void with_argmax(const MaxPool2dParams& p, Scratch scratch, int64_t begin, int64_t end) {
-  p.channels_last ? argmax_nhwc<T, Index>(p, begin, end) : argmax_nchw<T, Index>(p, scratch, begin, end);
+void with_argmax(const MaxPool2dParams& p, Parts parts, int64_t begin, int64_t end) {
+  p.channels_last ? argmax_nhwc<T, Index>(p, begin, end) : argmax_nchw<T, Index>(p, parts, begin, end);
 }
 
 }  // namespace
 
 void max_pool2d(const MaxPool2dParams& p, char* scratch, int64_t begin, int64_t end) {
-  const Scratch s{scratch};
+  const Parts parts{scratch};
   switch_dtype(p.dtype, [&](auto t) {
     using T = decltype(t);
     if (!p.argmax)
-      p.channels_last ? values_nhwc<T>(p, s, begin, end) : values_nchw<T>(p, s, begin, end);
+      p.channels_last ? values_nhwc<T>(p, parts, begin, end) : values_nchw<T>(p, parts, begin, end);
     else
-      p.wide_argmax ? with_argmax<T, int32_t>(p, s, begin, end) : with_argmax<T, uint8_t>(p, s, begin, end);
+      p.wide_argmax ? with_argmax<T, int32_t>(p, parts, begin, end) : with_argmax<T, uint8_t>(p, parts, begin, end);
   });
 }
 

@@ -15,10 +15,35 @@ struct LaneOf<double> {
 template <class A>
 using Lane = typename LaneOf<A>::type;
 
-template <class Index, int lanes>
-struct Packed {
-  typedef Index type __attribute__((vector_size(sizeof(Index) * lanes)));
+template <class U, int lanes>
+struct LanesOf {
+  typedef U type __attribute__((vector_size(sizeof(U) * lanes)));
 };
+template <class To, class From>
+inline auto convert(From v) {
+  return __builtin_convertvector(v, typename LanesOf<To, sizeof(From) / sizeof(v[0])>::type);
+}
+
+// In memory's width and back. By factors of two: gcc 12 makes one instruction of each of these, but takes a vector
+// apart lane by lane for larger factors.
+template <class Index, class I>
+inline auto narrow(I v) {
+  if constexpr (sizeof(v[0]) == 2 * sizeof(Index) || sizeof(v[0]) == sizeof(Index))
+    return convert<Index>(v);
+  else if constexpr (sizeof(v[0]) == 8)
+    return narrow<Index>(convert<int32_t>(v));
+  else
+    return narrow<Index>(convert<uint16_t>(v));
+}
+template <class Lane, class P>
+inline auto widen(P v) {
+  if constexpr (sizeof(Lane) == 2 * sizeof(v[0]) || sizeof(Lane) == sizeof(v[0]))
+    return convert<Lane>(v);
+  else if constexpr (sizeof(v[0]) == 1)
+    return widen<Lane>(convert<uint16_t>(v));
+  else
+    return widen<Lane>(convert<int32_t>(v));
+}
 
 template <class A>
 inline VI<A> load_lanes(const Lane<A>* p) {
@@ -27,10 +52,18 @@ inline VI<A> load_lanes(const Lane<A>* p) {
   return v;
 }
 
+template <class A>
+inline void store_lanes(Lane<A>* p, VI<A> v, int n) {
+  if (n == Vec<A>::lanes)
+    __builtin_memcpy(p, &v, sizeof v);
+  else
+    for (int i = 0; i < n; ++i) p[i] = v[i];
+}
+
 template <class Index, class I>
 inline void store_index(Index* p, I v, int n) {
   constexpr int lanes = sizeof(I) / sizeof(v[0]);
-  const auto packed = __builtin_convertvector(v, typename Packed<Index, lanes>::type);
+  const auto packed = narrow<Index>(v);
   if (n == lanes)
     __builtin_memcpy(p, &packed, sizeof packed);
   else
@@ -42,9 +75,9 @@ template <class A, class Index>
 inline VI<A> load_index(const Index* p, int n) {
   constexpr int lanes = Vec<A>::lanes;
   if (n == lanes) {
-    typename Packed<Index, lanes>::type packed;
+    typename LanesOf<Index, lanes>::type packed;
     __builtin_memcpy(&packed, p, sizeof packed);
-    return __builtin_convertvector(packed, VI<A>);
+    return (VI<A>)widen<Lane<A>>(packed);
   }
   VI<A> v = VI<A>{} - 1;
   for (int i = 0; i < n; ++i) v[i] = p[i];

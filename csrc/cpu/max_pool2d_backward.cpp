@@ -8,8 +8,14 @@ namespace {
 // every element of gx written once, and positions that no window can have are never followed.
 
 template <class T, class Index>
-void backward_nhwc(const MaxPool2dParams& p, int64_t begin, int64_t end) {
+void backward_nhwc(const MaxPool2dParams& p, Parts parts, int64_t begin, int64_t end) {
   using A = Acc<T>;
+  struct Covering {  // a window that may have its maximum at the place at hand
+    int64_t offset;
+    Lane<A> position;
+  };
+  Covering* covering = parts.take<Covering>(p.most_covering());
+
   for (int64_t task = begin; task < end; ++task) {
     const int64_t row = task / p.blocks(), c0 = task % p.blocks() * p.channel_block;
     const int64_t channels = p.c - c0 < p.channel_block ? p.c - c0 : p.channel_block;
@@ -17,21 +23,24 @@ void backward_nhwc(const MaxPool2dParams& p, int64_t begin, int64_t end) {
     const T* g = static_cast<const T*>(p.x) + image * p.c + c0;
     const Index* argmax = static_cast<const Index*>(p.argmax) + image * p.c + c0;
     for (int64_t w = 0; w < p.w; ++w) {
+      int64_t count = 0;
+      for (int64_t oh = p.rows[h].begin; oh < p.rows[h].end; ++oh) {
+        const int64_t down = h + p.ph - oh * p.sh;  // i*dh
+        if (p.dh > 1 && down % p.dh) continue;
+        for (int64_t ow = p.columns[w].begin; ow < p.columns[w].end; ++ow) {
+          const int64_t right = w + p.pw - ow * p.sw;  // j*dw
+          if (p.dw > 1 && right % p.dw) continue;
+          const int64_t i = p.dh > 1 ? down / p.dh : down, j = p.dw > 1 ? right / p.dw : right;
+          covering[count++] = {(oh * p.ow + ow) * p.c, Lane<A>(i * p.kw + j)};
+        }
+      }
       T* gx = static_cast<T*>(p.y) + (row * p.w + w) * p.c + c0;
-      const Window rows = p.rows[h], columns = p.columns[w];
       each_vector<kLanes<T>>(channels, [&](int64_t c, int lanes) {
         V<A> sum{};
-        for (int64_t oh = rows.begin; oh < rows.end; ++oh) {
-          const int64_t down = h + p.ph - oh * p.sh;  // i*dh
-          if (p.dh > 1 && down % p.dh) continue;
-          for (int64_t ow = columns.begin; ow < columns.end; ++ow) {
-            const int64_t right = w + p.pw - ow * p.sw;  // j*dw
-            if (p.dw > 1 && right % p.dw) continue;
-            const int64_t o = (oh * p.ow + ow) * p.c + c;
-            const int64_t position = down / p.dh * p.kw + right / p.dw;
-            const VI<A> mine = load_index<A>(argmax + o, lanes) == VI<A>{} + Lane<A>(position);
-            sum += mine ? load_part(g + o, lanes) : V<A>{};
-          }
+        for (int64_t k = 0; k < count; ++k) {
+          const int64_t o = covering[k].offset + c;
+          const VI<A> mine = load_index<A>(argmax + o, lanes) == VI<A>{} + covering[k].position;
+          sum += mine ? load_part(g + o, lanes) : V<A>{};
         }
         store_part(gx + c, sum, lanes);
       });
@@ -39,38 +48,51 @@ void backward_nhwc(const MaxPool2dParams& p, int64_t begin, int64_t end) {
   }
 }
 
-// A vector of window gradients goes to up to kw places of the row, all of them consecutive in the row's phases.
+// The rows of g and argmax that a row of gx needs are widened into scratch, with no gradient on both sides; then
+// consecutive places of one phase read consecutive windows.
 template <class T, class Index>
-void backward_nchw(const MaxPool2dParams& p, Scratch scratch, int64_t begin, int64_t end) {
+void backward_nchw(const MaxPool2dParams& p, Parts parts, int64_t begin, int64_t end) {
   using A = Acc<T>;
+  using I = Lane<A>;
+  constexpr int lanes = kLanes<T>;
   const PhasedRow r = p.row();
-  A *row = scratch.take<A>(r.size()), *phases = scratch.take<A>(r.size());
-  int64_t* tap = scratch.take<int64_t>(p.kw);
-  for (int64_t j = 0; j < p.kw; ++j) tap[j] = r.tap(j);
+  const int64_t held = p.kh < p.oh ? p.kh : p.oh;
+  const int64_t lead = (p.kw - 1) * p.dw / r.s, ld = lead + r.ld + kMostLanes;
+  A *row = parts.take<A>(r.size()), *phases = parts.take<A>(r.size()), *gradients = parts.take<A>(held * ld);
+  I* positions = parts.take<I>(held * ld);
+  int64_t *phase = parts.take<int64_t>(p.kw), *back = parts.take<int64_t>(p.kw);
+  for (int64_t j = 0; j < p.kw; ++j) phase[j] = j * p.dw % r.s, back[j] = j * p.dw / r.s;
+  for (int64_t i = 0; i < held * ld; ++i) gradients[i] = 0, positions[i] = -1;
 
   for (int64_t task = begin; task < end; ++task) {
     const int64_t plane = task / p.h, h = task % p.h;
-    for (int64_t i = 0; i < r.size(); ++i) phases[i] = 0;
+    int64_t count = 0;  // rows of windows that hold row h
     for (int64_t oh = p.rows[h].begin; oh < p.rows[h].end; ++oh) {
-      const int64_t down = h + p.ph - oh * p.sh;
-      if (down % p.dh) continue;
-      const int64_t line = (plane * p.oh + oh) * p.ow, first = down / p.dh * p.kw;
-      const T* g = static_cast<const T*>(p.x) + line;
-      const Index* argmax = static_cast<const Index*>(p.argmax) + line;
-      for (int64_t q = 0; q < p.ow; q += kLanes<T>) {
-        const int lanes = p.ow - q < kLanes<T> ? int(p.ow - q) : kLanes<T>;
-        const V<A> gradient = load_part(g + q, lanes);
-        const VI<A> at = load_index<A>(argmax + q, lanes);
-        for (int64_t j = p.kw - 1; j >= 0; --j) {  // downwards: windows reach a place in the order of their columns
-          A* to = phases + tap[j] + q;
-          const VI<A> here = at == VI<A>{} + Lane<A>(first + j);
-          store(to, load(to) + (here ? gradient : V<A>{}));
-        }
-      }
+      const int64_t down = h + p.ph - oh * p.sh;  // i*dh
+      if (p.dh > 1 && down % p.dh) continue;
+      const int64_t o = (plane * p.oh + oh) * p.ow;
+      const I first = I((p.dh > 1 ? down / p.dh : down) * p.kw);
+      each_vector<lanes>(p.ow, [&](int64_t q, int n) {
+        const int64_t to = count * ld + lead + q;
+        store_part(gradients + to, load_part(static_cast<const T*>(p.x) + o + q, n), n);
+        store_lanes<A>(positions + to, load_index<A>(static_cast<const Index*>(p.argmax) + o + q, n) - first, n);
+      });
+      ++count;
     }
+    for (int64_t f = 0; f < r.s; ++f)
+      for (int64_t t = 0; t * r.s < p.w + p.pw; t += lanes) {
+        V<A> sum{};
+        for (int64_t k = 0; k < count; ++k)
+          for (int64_t j = p.kw - 1; j >= 0; --j) {  // downwards: windows in the order of their columns
+            if (phase[j] != f) continue;
+            const int64_t at = k * ld + lead + t - back[j];
+            sum += load_lanes<A>(positions + at) == VI<A>{} + I(j) ? load(gradients + at) : V<A>{};
+          }
+        store(phases + f * r.ld + t, sum);
+      }
     const A* merged = merge(r, phases, row) + p.pw;
     T* gx = static_cast<T*>(p.y) + task * p.w;
-    each_vector<kLanes<T>>(p.w, [&](int64_t w, int lanes) { store_part(gx + w, load(merged + w), lanes); });
+    each_vector<lanes>(p.w, [&](int64_t w, int n) { store_part(gx + w, load(merged + w), n); });
   }
 }
 
@@ -98,7 +120,8 @@ void max_pool2d_backward(const MaxPool2dParams& p, char* scratch, int64_t begin,
   switch_dtype(p.dtype, [&](auto t) {
     using T = decltype(t);
     if (p.channels_last)
-      p.wide_argmax ? backward_nhwc<T, int32_t>(p, begin, end) : backward_nhwc<T, uint8_t>(p, begin, end);
+      p.wide_argmax ? backward_nhwc<T, int32_t>(p, {scratch}, begin, end)
+                    : backward_nhwc<T, uint8_t>(p, {scratch}, begin, end);
     else
       p.wide_argmax ? backward_nchw<T, int32_t>(p, {scratch}, begin, end)
                     : backward_nchw<T, uint8_t>(p, {scratch}, begin, end);

@@ -136,7 +136,7 @@ inline __attribute__((always_inline)) void slide(const Window* columns, int64_t 
 }
 
 // Consecutive parts of a task's scratch memory, each on cache lines of its own.
-struct Scratch {
+struct Parts {
   char* at;
 
   template <class U>

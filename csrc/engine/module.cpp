@@ -21,9 +21,25 @@ const char* name_of(fastcnn::Isa isa) {
   return "baseline";
 }
 
+// A hash of up to 64 elements spread evenly over an array of `count`, first and last among them.
+uint64_t fingerprint(uintptr_t address, int64_t count, int64_t element_size) {
+  constexpr int64_t kProbes = 64;
+  const char* data = reinterpret_cast<const char*>(address);
+  const int64_t probes = count < kProbes ? count : kProbes;
+  uint64_t hash = uint64_t(count);
+  for (int64_t i = 0; i < probes; ++i) {
+    uint64_t element = 0;
+    std::memcpy(&element, data + (probes > 1 ? i * (count - 1) / (probes - 1) : 0) * element_size, size_t(element_size));
+    hash = (hash ^ element) * 0x9e3779b97f4a7c15;  // 2^64 divided by the golden ratio
+    hash ^= hash >> 29;
+  }
+  return hash;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.def("cpu_capability", [] { return name_of(fastcnn::cpu_isa()); });
+  m.def("fingerprint", &fingerprint);
   m.def("supported_capability", [] { return name_of(fastcnn::supported_isa()); });
 }

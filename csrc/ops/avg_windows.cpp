@@ -27,8 +27,8 @@ void run(AvgPool2dParams& p, const Windows& rows, const Windows& columns, const 
   p.channel_block = channel_block(p.n * p.oh, p.c);
   const int64_t work = row_reads * (p.channels_last ? p.channel_block : 1) * (1 + rows[0].end - rows[0].begin);
   parallel_for(p.tasks(), pool_grain(work), [&](int64_t begin, int64_t end) {
-    const auto memory = scratch(p.scratch_bytes());
-    FASTCNN_CPU(avg_pool2d)(p, memory.get(), begin, end);
+    auto* memory = static_cast<char*>(Scratch::get(p.scratch_bytes()));
+    FASTCNN_CPU(avg_pool2d)(p, memory, begin, end);
   });
 }
 

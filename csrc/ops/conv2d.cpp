@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <memory>
 
 #include "ops/scratch.h"
 #include "ops/tensor.h"
@@ -21,7 +22,7 @@ struct Conv2dArgs {
 };
 
 Conv2dArgs read_args(const char* op, const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups) {
-  check(groups > 0, op, ": expected groups to be positive, but got ", groups);
+  FASTCNN_CHECK(groups > 0, op, ": expected groups to be positive, but got ", groups);
   return {pair(op, "stride", stride, 1), pair(op, "padding", padding, 0), pair(op, "dilation", dilation, 1), groups};
 }
 
@@ -31,12 +32,12 @@ ConvGeometry geometry(const char* op, const Tensor& x, const Tensor& w, const Co
   check_4d(op, "weight", w);
   check_same_dtype(op, "weight", x, w);
   constexpr int64_t kMost = int64_t{1} << 31;
-  for (int d = 0; d < 4; ++d) check(w.size(d) < kMost && x.size(d) < kMost, op, ": tensor sizes must be below 2^31");
-  check(w.size(2) > 0 && w.size(3) > 0, op, ": expected a kernel of at least 1x1, but got weight of size ", str(w));
-  check(w.size(0) % a.groups == 0 && w.size(0) > 0, op, ": Given groups=", a.groups,
+  for (int d = 0; d < 4; ++d) FASTCNN_CHECK(w.size(d) < kMost && x.size(d) < kMost, op, ": tensor sizes must be below 2^31");
+  FASTCNN_CHECK(w.size(2) > 0 && w.size(3) > 0, op, ": expected a kernel of at least 1x1, but got weight of size ", str(w));
+  FASTCNN_CHECK(w.size(0) % a.groups == 0 && w.size(0) > 0, op, ": Given groups=", a.groups,
         ", expected weight to be at least ", a.groups, " at dimension 0 and divisible by it, but got weight of size ",
         str(w));
-  check(x.size(1) == w.size(1) * a.groups, op, ": Given groups=", a.groups, ", weight of size ", str(w),
+  FASTCNN_CHECK(x.size(1) == w.size(1) * a.groups, op, ": Given groups=", a.groups, ", weight of size ", str(w),
         ", expected input", str(x), " to have ", w.size(1) * a.groups, " channels, but got ", x.size(1),
         " channels instead");
   ConvGeometry g{};
@@ -50,7 +51,7 @@ ConvGeometry geometry(const char* op, const Tensor& x, const Tensor& w, const Co
 
 int64_t output_size(const char* op, int64_t in, int64_t k, int64_t s, int64_t p, int64_t d) {
   const int64_t window = d * (k - 1) + 1;
-  check(in + 2 * p >= window, op, ": Calculated padded input size per channel: ", in + 2 * p,
+  FASTCNN_CHECK(in + 2 * p >= window, op, ": Calculated padded input size per channel: ", in + 2 * p,
         ". Kernel size: ", window, ". Kernel size can't be greater than actual input size");
   return (in + 2 * p - window) / s + 1;
 }
@@ -80,20 +81,18 @@ WeightView rotated_view(const Tensor& w, int64_t groups) {
 }
 
 // Bias in the accumulator type, padded to whole vectors per group.
-Tensor pad_bias(const Tensor& bias, const ConvGeometry& g, Dtype dtype) {
+std::unique_ptr<char[]> pad_bias(const Tensor& bias, const ConvGeometry& g, Dtype dtype) {
   const int32_t lanes = lanes_of(dtype, cpu_isa());
   const bool grouped = choose_conv2d(g, dtype, cpu_isa()) == ConvAlgorithm::lane_grouped;
   const int64_t parts = grouped ? 1 : g.groups, width = bias.size(0) / parts, padded = (width + lanes - 1) / lanes * lanes;
   const ScalarType type = dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float;
-  Tensor out = empty({parts * padded}, bias, MemoryFormat::Contiguous, type);
-  std::memset(out.mutable_data_ptr(), 0, size_t(out.numel()) * (dtype == Dtype::f64 ? 8 : 4));
-  const Tensor from = bias.scalar_type() == type ? bias : torch::stable::to(bias, type);
   const size_t bytes = dtype == Dtype::f64 ? 8 : 4;
+  std::unique_ptr<char[]> out(new char[parts * padded * bytes]());
+  const Tensor from = bias.scalar_type() == type ? bias : torch::stable::to(bias, type);
   const char* src = static_cast<const char*>(from.const_data_ptr());
-  char* dst = static_cast<char*>(out.mutable_data_ptr());
-  for (int64_t part = 0; part < parts; ++part)
-    for (int64_t i = 0; i < width; ++i)
-      std::memcpy(dst + (part * padded + i) * bytes, src + (part * width + i) * from.stride(0) * bytes, bytes);
+  const int64_t step = from.stride(0) * int64_t(bytes);
+  for (int64_t i = 0; i < bias.size(0); ++i)
+    std::memcpy(out.get() + (i / width * padded + i % width) * bytes, src + i * step, bytes);
   return out;
 }
 
@@ -133,23 +132,21 @@ void run(Conv2dParams& p) {
   });
 }
 
-Tensor conv2d_packed(const Tensor& input, const Tensor& weight, const OptionalTensor& packed,
-                     const OptionalTensor& bias, const OptionalTensor& residual, const Ints& stride,
-                     const Ints& padding, const Ints& dilation, int64_t groups, bool relu, int64_t accuracy) {
+Tensor convolve(const Tensor& input, const Tensor& weight, const OptionalTensor& packed, const OptionalTensor& bias,
+                const OptionalTensor& residual, const Conv2dArgs& a, bool relu, int64_t accuracy) {
   constexpr const char* kOp = "conv2d";
   const Dtype dtype = dtype_of(kOp, input);
-  const Conv2dArgs a = read_args(kOp, stride, padding, dilation, groups);
   Conv2dParams p{};
   p.g = geometry(kOp, input, weight, a);
   p.dtype = dtype, p.relu = relu;
-  check(accuracy >= 0 && accuracy <= 2, kOp, ": expected accuracy 0 (strict), 1 (default) or 2 (fast), but got ", accuracy);
+  FASTCNN_CHECK(accuracy >= 0 && accuracy <= 2, kOp, ": expected accuracy 0 (strict), 1 (default) or 2 (fast), but got ", accuracy);
   const Ints size{input.size(0), weight.size(0),
                   output_size(kOp, input.size(2), p.g.kh, p.g.sh, p.g.ph, p.g.dh),
                   output_size(kOp, input.size(3), p.g.kw, p.g.sw, p.g.pw, p.g.dw)};
   check_numel(kOp, size);
-  Tensor padded_bias;
+  std::unique_ptr<char[]> padded_bias;
   if (bias) {
-    check(bias->dim() == 1 && bias->size(0) == weight.size(0), kOp, ": Given weight of size ", str(weight),
+    FASTCNN_CHECK(bias->dim() == 1 && bias->size(0) == weight.size(0), kOp, ": Given weight of size ", str(weight),
           ", expected bias to be 1-dimensional with ", weight.size(0), " elements, but got bias of size ", str(*bias));
     check_same_dtype(kOp, "bias", input, *bias);
   }
@@ -157,7 +154,7 @@ Tensor conv2d_packed(const Tensor& input, const Tensor& weight, const OptionalTe
     check_same_dtype(kOp, "residual", input, *residual);
     bool same = residual->dim() == 4;
     for (int d = 0; same && d < 4; ++d) same = residual->size(d) == size[d];
-    check(same, kOp, ": expected residual to have the output's size [", size[0], ", ", size[1], ", ", size[2], ", ",
+    FASTCNN_CHECK(same, kOp, ": expected residual to have the output's size [", size[0], ", ", size[1], ", ", size[2], ", ",
           size[3], "], but got ", str(*residual));
   }
   const Tensor x = dense(input);
@@ -166,12 +163,12 @@ Tensor conv2d_packed(const Tensor& input, const Tensor& weight, const OptionalTe
   if (!y.numel()) return y;
   const int64_t expected = packed_conv2d_size(p.g, choose_conv2d(p.g, dtype, cpu_isa()), lanes_of(dtype, cpu_isa()));
   if (packed)
-    check(packed->numel() == expected && packed->dim() == 1 &&
+    FASTCNN_CHECK(packed->numel() == expected && packed->dim() == 1 &&
               packed->scalar_type() == (dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float),
           kOp, ": expected packed weight of ", expected, " elements, but got ", str(*packed));
-  const Tensor held = packed ? *packed : pack(forward_view(weight, groups), p.g, dtype, weight);
+  const Tensor held = packed ? *packed : pack(forward_view(weight, a.groups), p.g, dtype, weight);
   p.packed = held.const_data_ptr();
-  if (bias) padded_bias = pad_bias(*bias, p.g, dtype), p.bias = padded_bias.const_data_ptr();
+  if (bias) padded_bias = pad_bias(*bias, p.g, dtype), p.bias = padded_bias.get();
   if (residual) p.residual = residual->const_data_ptr(), p.rm = map_of(*residual);
   p.x = x.const_data_ptr(), p.xm = map_of(x);
   p.y = y.mutable_data_ptr(), p.ym = map_of(y);
@@ -182,13 +179,23 @@ Tensor conv2d_packed(const Tensor& input, const Tensor& weight, const OptionalTe
 Tensor conv2d(const Tensor& x, const Tensor& w, const OptionalTensor& bias, const OptionalTensor& residual,
               const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups, bool relu,
               int64_t accuracy) {
-  return conv2d_packed(x, w, std::nullopt, bias, residual, stride, padding, dilation, groups, relu, accuracy);
+  const Conv2dArgs a = read_args("conv2d", stride, padding, dilation, groups);
+  return convolve(x, w, std::nullopt, bias, residual, a, relu, accuracy);
+}
+
+// One list instead of three and a number: each list that crosses the stable ABI costs half a microsecond.
+Tensor conv2d_packed(const Tensor& x, const Tensor& w, const OptionalTensor& packed, const OptionalTensor& bias,
+                     const OptionalTensor& residual, const Ints& geometry, bool relu, int64_t accuracy) {
+  FASTCNN_CHECK(geometry.size() == 7, "_conv2d: expected geometry to have 7 values, but got ", geometry.size());
+  const auto at = geometry.begin();
+  const Conv2dArgs a = read_args("conv2d", {at, at + 2}, {at + 2, at + 4}, {at + 4, at + 6}, geometry[6]);
+  return convolve(x, w, packed, bias, residual, a, relu, accuracy);
 }
 
 Tensor pack_weight(const Tensor& weight, int64_t groups) {
   constexpr const char* kOp = "_pack_weight";
   check_4d(kOp, "weight", weight);
-  check(groups > 0 && weight.size(0) % groups == 0, kOp, ": expected groups to divide weight's ", weight.size(0),
+  FASTCNN_CHECK(groups > 0 && weight.size(0) % groups == 0, kOp, ": expected groups to divide weight's ", weight.size(0),
         " output channels, but got ", groups);
   ConvGeometry g{};
   g.groups = groups, g.group_in = weight.size(1), g.group_out = weight.size(0) / groups;
@@ -201,16 +208,16 @@ Tensor conv2d_backward_input(const Tensor& grad, const Tensor& weight, const Int
   constexpr const char* kOp = "conv2d_backward_input";
   const Dtype dtype = dtype_of(kOp, grad);
   const Conv2dArgs a = read_args(kOp, stride, padding, dilation, groups);
-  check(size.size() == 4, kOp, ": expected input_size to have 4 values, but got ", size.size());
+  FASTCNN_CHECK(size.size() == 4, kOp, ": expected input_size to have 4 values, but got ", size.size());
   check_4d(kOp, "grad", grad);
   check_4d(kOp, "weight", weight);
   check_same_dtype(kOp, "weight", grad, weight);
   check_numel(kOp, size);
-  for (const int64_t s : size) check(s >= 0, kOp, ": expected input_size of at least 0, but got ", s);
+  for (const int64_t s : size) FASTCNN_CHECK(s >= 0, kOp, ": expected input_size of at least 0, but got ", s);
   const Tensor g = dense(grad);
   const Tensor dx = empty(size, g, is_channels_last(g) || is_channels_last(weight) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
   const ConvGeometry f = geometry(kOp, dx, weight, a);
-  check(grad.size(0) == size[0] && grad.size(1) == weight.size(0) &&
+  FASTCNN_CHECK(grad.size(0) == size[0] && grad.size(1) == weight.size(0) &&
             grad.size(2) == output_size(kOp, size[2], f.kh, f.sh, f.ph, f.dh) &&
             grad.size(3) == output_size(kOp, size[3], f.kw, f.sw, f.pw, f.dw),
         kOp, ": expected grad to have the size of the convolution's output, but got ", str(grad));
@@ -234,7 +241,7 @@ Tensor conv2d_backward_weight(const Tensor& grad, const Tensor& input, const Int
   constexpr const char* kOp = "conv2d_backward_weight";
   const Dtype dtype = dtype_of(kOp, grad);
   const Conv2dArgs a = read_args(kOp, stride, padding, dilation, groups);
-  check(size.size() == 4, kOp, ": expected weight_size to have 4 values, but got ", size.size());
+  FASTCNN_CHECK(size.size() == 4, kOp, ": expected weight_size to have 4 values, but got ", size.size());
   check_4d(kOp, "grad", grad);
   check_4d(kOp, "input", input);
   check_same_dtype(kOp, "input", grad, input);
@@ -243,7 +250,7 @@ Tensor conv2d_backward_weight(const Tensor& grad, const Tensor& input, const Int
   Conv2dWeightGradParams p{};
   p.dtype = dtype;
   p.g = geometry(kOp, input, dw, a);
-  check(grad.size(0) == input.size(0) && grad.size(1) == size[0] &&
+  FASTCNN_CHECK(grad.size(0) == input.size(0) && grad.size(1) == size[0] &&
             grad.size(2) == output_size(kOp, input.size(2), p.g.kh, p.g.sh, p.g.ph, p.g.dh) &&
             grad.size(3) == output_size(kOp, input.size(3), p.g.kw, p.g.sw, p.g.pw, p.g.dw),
         kOp, ": expected grad to have the size of the convolution's output, but got ", str(grad));
@@ -278,8 +285,9 @@ Tensor conv2d_backward_weight(const Tensor& grad, const Tensor& input, const Int
 #define GEOMETRY "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups"
 STABLE_TORCH_LIBRARY_FRAGMENT(fastcnn, m) {
   m.def("conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, " GEOMETRY ", bool relu, int accuracy) -> Tensor");
-  m.def("_conv2d(Tensor x, Tensor weight, Tensor? packed, Tensor? bias, Tensor? residual, " GEOMETRY
-        ", bool relu, int accuracy) -> Tensor");  // without autograd; packed: of _pack_weight
+  // Without autograd. packed: of _pack_weight; geometry: stride, padding and dilation (two each), groups.
+  m.def("_conv2d(Tensor x, Tensor weight, Tensor? packed, Tensor? bias, Tensor? residual, SymInt[] geometry, bool relu, "
+        "int accuracy) -> Tensor");
   m.def("_pack_weight(Tensor weight, SymInt groups) -> Tensor");
   m.def("conv2d_backward_input(Tensor grad, Tensor weight, SymInt[4] input_size, " GEOMETRY ") -> Tensor");
   m.def("conv2d_backward_weight(Tensor grad, Tensor x, SymInt[4] weight_size, " GEOMETRY ") -> Tensor");

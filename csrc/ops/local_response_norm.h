@@ -1,6 +1,7 @@
 // Local response normalization across channels (Krizhevsky et al. 2012, section 3.3).
-//   s[c] = k + alpha * sum over c-before <= j <= c+after of x[j]^2, channels outside the tensor skipped;  y = x / s^beta.
-//   dx[c] = g[c]/s[c]^beta - 2*alpha*beta * x[c] * sum over c-after <= j <= c+before of g[j]*x[j]/s[j]^(beta+1).
+//   s[c] = k + alpha * sum over c-before <= j <= c+after of x[j]^2, channels outside the tensor skipped;  y = x /
+//   s^beta. dx[c] = g[c]/s[c]^beta - 2*alpha*beta * x[c] * sum over c-after <= j <= c+before of
+//   g[j]*x[j]/s[j]^(beta+1).
 #pragma once
 #include "ops/dtype.h"
 #include "ops/isa.h"
@@ -22,7 +23,8 @@ struct LocalResponseNormParams {
   int64_t scratch;        // elements of the accumulator type that a thread needs, zeroed
 };
 
-FASTCNN_DECLARE_KERNEL(void local_response_norm(const LocalResponseNormParams&, int64_t begin, int64_t end, void* scratch))
+FASTCNN_DECLARE_KERNEL(void local_response_norm(const LocalResponseNormParams&, int64_t begin, int64_t end,
+                                                void* scratch))
 FASTCNN_DECLARE_KERNEL(void local_response_norm_backward(const LocalResponseNormParams&, int64_t begin, int64_t end,
                                                          void* scratch))
 

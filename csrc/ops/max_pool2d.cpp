@@ -33,8 +33,8 @@ template <class Kernel>
 void run(MaxPool2dParams& m, const Windows& rows, const Windows& columns, int64_t count, int64_t reads, Kernel kernel) {
   m.rows = rows.data(), m.columns = columns.data();
   parallel_for(count, pool_grain(reads), [&](int64_t begin, int64_t end) {
-    const auto memory = scratch(m.scratch_bytes());
-    kernel(m, memory.get(), begin, end);
+    auto* memory = static_cast<char*>(Scratch::get(m.scratch_bytes()));
+    kernel(m, memory, begin, end);
   });
 }
 

@@ -30,11 +30,14 @@ struct MaxPool2dParams {
   int64_t backward_tasks() const { return channels_last ? n * h * blocks() : n * c * h; }
   int64_t ring_slots() const { return (kw - 1) * dw + 1 < w ? (kw - 1) * dw + 1 : w; }
   PhasedRow row() const { return PhasedRow(w, ow, kw, sw, pw, dw); }
+  // Windows that may hold one input position.
+  int64_t most_covering() const { return (kh < oh ? kh : oh) * (kw < ow ? kw : ow); }
   // Bytes of scratch that a call of a kernel needs.
   int64_t scratch_bytes() const {
     constexpr int64_t kWord = 8, kParts = 8 * 64;
-    if (channels_last) return kWord * (w + ring_slots() * channel_block) + kParts;
-    return kWord * ((2 + (kh < h ? kh : h)) * (row().size() + 8) + kw + ow + kMostLanes) + kParts;
+    if (channels_last) return kWord * (w + ring_slots() * channel_block + 2 * most_covering()) + kParts;
+    const int64_t highest = h > oh ? h : oh, lines = 2 + 4 * (kh < highest ? kh : highest);
+    return kWord * (lines * (row().size() + 2 * kMostLanes) + 2 * kw + ow) + kParts;
   }
 };
 

@@ -1,8 +1,6 @@
 // What the pooling ops share: which positions of the input each output position covers, along one axis.
 #pragma once
-#include <memory>
-#include <new>
-
+#include "ops/scratch.h"
 #include "ops/tensor.h"
 #include "ops/window.h"
 
@@ -54,6 +52,9 @@ inline PoolGeometry pool_geometry(const char* op, const Ints& kernel, const Ints
   check(g.p.h <= ((g.k.h - 1) * g.d.h + 1) / 2 && g.p.w <= ((g.k.w - 1) * g.d.w + 1) / 2, op,
         ": pad should be at most half of effective kernel size, but got padding (", g.p.h, ", ", g.p.w,
         "), kernel_size (", g.k.h, ", ", g.k.w, ") and dilation (", g.d.h, ", ", g.d.w, ")");
+  check(g.p.h <= g.k.h / 2 && g.p.w <= g.k.w / 2, op,
+        ": pad should be smaller than or equal to half of kernel size, but got padW = ", g.p.w, ", padH = ", g.p.h,
+        ", kW = ", g.k.w, ", kH = ", g.k.h);
   return g;
 }
 
@@ -85,14 +86,6 @@ inline int64_t channel_block(int64_t rows, int64_t channels) {
   if (rows >= kTasks || rows == 0) return channels;
   const int64_t block = (channels * rows / kTasks + kAlign - 1) / kAlign * kAlign;
   return block < kAlign ? kAlign : block;
-}
-
-// Scratch of one task, aligned to cache lines.
-struct FreeAligned {
-  void operator()(char* p) const { ::operator delete(p, std::align_val_t{64}); }
-};
-inline std::unique_ptr<char, FreeAligned> scratch(int64_t bytes) {
-  return std::unique_ptr<char, FreeAligned>(static_cast<char*>(::operator new(bytes, std::align_val_t{64})));
 }
 
 // The shortest task worth a thread: about 10 microseconds of work.

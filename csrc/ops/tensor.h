@@ -1,11 +1,13 @@
 // Torch's side of an op: shapes and strides into plain structs, allocation by torch's layout rules, argument checks.
 // The kernels behind csrc/cpu and csrc/cuda see none of this.
 #pragma once
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/MemoryFormat.h>
 
+#include <algorithm>
 #include <array>
 #include <optional>
 #include <string>
@@ -52,7 +54,7 @@ inline Dtype dtype_of(const char* op, const Tensor& t) {
     default:
       break;
   }
-  check(false, op, ": expected a tensor of dtype float32, float64, float16 or bfloat16");
+  FASTCNN_CHECK(false, op, ": expected a tensor of dtype float32, float64, float16 or bfloat16");
   return Dtype::f32;
 }
 
@@ -63,11 +65,11 @@ inline std::string str(const Tensor& t) {
 }
 
 inline void check_4d(const char* op, const char* argument, const Tensor& t) {
-  check(t.dim() == 4, op, ": expected 4D ", argument, " (N, C, H, W), but got ", argument, " of size ", str(t));
+  FASTCNN_CHECK(t.dim() == 4, op, ": expected 4D ", argument, " (N, C, H, W), but got ", argument, " of size ", str(t));
 }
 
 inline void check_same_dtype(const char* op, const char* argument, const Tensor& x, const Tensor& t) {
-  check(x.scalar_type() == t.scalar_type(), op, ": expected ", argument, " to have the dtype of input (",
+  FASTCNN_CHECK(x.scalar_type() == t.scalar_type(), op, ": expected ", argument, " to have the dtype of input (",
         name_of(x.scalar_type()), "), but got ", name_of(t.scalar_type()));
 }
 
@@ -76,9 +78,9 @@ struct Pair {
   int64_t h, w;
 };
 inline Pair pair(const char* op, const char* argument, const Ints& v, int64_t at_least) {
-  check(v.size() == 2, op, ": expected ", argument, " to have 2 values, but got ", v.size());
+  FASTCNN_CHECK(v.size() == 2, op, ": expected ", argument, " to have 2 values, but got ", v.size());
   constexpr int64_t kMost = int64_t{1} << 31;  // products with tensor sizes below stay far from 2^63
-  check(v[0] >= at_least && v[1] >= at_least && v[0] < kMost && v[1] < kMost, op, ": expected ", argument,
+  FASTCNN_CHECK(v[0] >= at_least && v[1] >= at_least && v[0] < kMost && v[1] < kMost, op, ": expected ", argument,
         " of at least ", at_least, ", but got (", v[0], ", ", v[1], ")");
   return {v[0], v[1]};
 }
@@ -99,17 +101,48 @@ inline MemoryFormat format_of(const Tensor& t) {
   return is_channels_last(t) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
 }
 
+// Strides of a tensor without gaps; format counts for 4-D sizes only.
+inline Ints dense_strides(const Ints& size, MemoryFormat format) {
+  Ints order{1, 3, 2, 0};  // dimensions, fastest first
+  if (size.size() != 4 || format != MemoryFormat::ChannelsLast) {
+    order.clear();
+    for (int64_t d = int64_t(size.size()) - 1; d >= 0; --d) order.push_back(d);
+  }
+  Ints stride(size.size());
+  int64_t step = 1;
+  for (const int64_t d : order) stride[d] = step, step *= std::max<int64_t>(1, size[d]);
+  return stride;
+}
+
 // t itself where it is dense in its own format, else a dense copy: kernels see NCHW or NHWC without gaps.
-inline Tensor dense(const Tensor& t) { return torch::stable::contiguous(t, format_of(t)); }
+inline Tensor dense(const Tensor& t) {
+  const MemoryFormat format = format_of(t);
+  const Ints want = dense_strides({t.size(0), t.size(1), t.size(2), t.size(3)}, format);
+  for (int d = 0; d < 4; ++d)
+    if (t.size(d) != 1 && t.stride(d) != want[d]) return torch::stable::contiguous(t, format);
+  return t;
+}
 
 // The number of elements of a tensor to allocate, checked against what an address can reach.
 inline void check_numel(const char* op, const Ints& size) {
   __int128 n = 1;
-  for (const int64_t s : size) n *= s, check(n < (__int128{1} << 60), op, ": output of this size overflows");
+  for (const int64_t s : size) {
+    n *= s;
+    FASTCNN_CHECK(n < (__int128{1} << 60), op, ": output of this size overflows");
+  }
 }
 
 inline Tensor empty(const Ints& size, const Tensor& like, MemoryFormat format, ScalarType type) {
-  return torch::stable::empty(size, type, std::nullopt, like.device(), std::nullopt, format);
+  // Straight to the allocator: torch::stable::empty boxes its arguments for the dispatcher, a third of a small op.
+  const Ints stride = dense_strides(size, format);
+  const auto dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+  int32_t device_type = 0;
+  aoti_torch_get_device_type(like.get(), &device_type);
+  AtenTensorHandle handle = nullptr;
+  const auto status = aoti_torch_empty_strided(int64_t(size.size()), size.data(), stride.data(), dtype, device_type,
+                                               like.get_device_index(), &handle);
+  check(status == 0, "fastcnn: no memory for a tensor of this size");
+  return Tensor(handle);
 }
 inline Tensor empty(const Ints& size, const Tensor& like, MemoryFormat format) {
   return empty(size, like, format, like.scalar_type());

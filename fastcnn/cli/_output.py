@@ -1,7 +1,9 @@
 """Where the commands write: data to stdout; logs, errors and (on a terminal) progress bars to stderr."""
 
+import contextlib
 import json
 import sys
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -31,6 +33,15 @@ def progress() -> Progress:
     console = stderr()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     return Progress(*columns, console=console, disable=not console.is_terminal)
+
+
+@contextlib.contextmanager
+def working(description: str) -> Iterator[None]:
+    """Logs what is going on; on a terminal, shows beside it that it is still going on."""
+    log(description)
+    with progress() as bar:
+        bar.add_task("", total=None)
+        yield
 
 
 def table(title: str, *columns: str) -> Table:

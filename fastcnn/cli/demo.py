@@ -13,7 +13,7 @@ from fastcnn.models import alexnet
 from fastcnn.models.verify import example_batch, fixed_seed, verify
 
 from ._arguments import Threads
-from ._output import log, milliseconds, progress, stdout, table
+from ._output import log, milliseconds, progress, stdout, table, working
 from .doctor import examine, healthy
 from .doctor import report as print_findings
 from .verify import verdict
@@ -63,14 +63,13 @@ def demo(
         f"LeNet-5: {100 * training.accuracy:.1f} % of {len(training.labels)} held-out digits right "
         f"after {epochs} epochs in {training.seconds:.0f} s"
     )
-    log("checking AlexNet's output and gradients against stock PyTorch and float64")
-    with fixed_seed(0):
+    with working("checking AlexNet's output and gradients against stock PyTorch and float64"), fixed_seed(0):
         network = alexnet()
-    x, target = example_batch("alexnet", BATCH)
-    verification = verify(network, x[:VERIFIED_IMAGES], target[:VERIFIED_IMAGES], "alexnet")
+        x, target = example_batch("alexnet", BATCH)
+        verification = verify(network, x[:VERIFIED_IMAGES], target[:VERIFIED_IMAGES], "alexnet")
     console.print(f"AlexNet {'passed' if verification.passed else 'FAILED'}: {verdict(verification)}", soft_wrap=True)
-    log("timing AlexNet against stock PyTorch")
-    speed = time_network(network, x, target, runs)
+    with working("timing AlexNet against stock PyTorch"):
+        speed = time_network(network, x, target, runs)
     _print_speed(speed)
 
     environment = [(finding.name, finding.value) for finding in findings]

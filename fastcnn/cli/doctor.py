@@ -87,14 +87,14 @@ def _threads() -> Finding:
 
 
 def _thread_libraries() -> Finding:
-    """Two OpenMP runtimes in one process have a thread pool each, and fight for the cores."""
+    """Two vendors' OpenMP runtimes in one process have a thread pool each, and fight for the cores."""
     maps = Path("/proc/self/maps")
     mapped = maps.read_text() if maps.exists() else ""
     found = sorted({Path(path).name for path in re.findall(r"\S*/lib(?:gomp|iomp5|omp)[-.\w]*\.so\S*", mapped)})
-    if len(found) > 1:
+    if len({re.split(r"[-.]", name)[0] for name in found}) > 1:
         advice = "find out which package brings the second one; until then set OMP_NUM_THREADS to half the cores"
         return Finding("OpenMP", "note", " and ".join(found), advice)
-    return Finding("OpenMP", "ok", found[0] if found else "none loaded")
+    return Finding("OpenMP", "ok", " and ".join(found) or "none loaded")
 
 
 def _gpu() -> Finding:

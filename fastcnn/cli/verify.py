@@ -9,7 +9,7 @@ from fastcnn.models.verify import Verification, example_batch, fixed_seed
 from fastcnn.models.verify import verify as verify_model
 
 from ._arguments import Json, Model, Threads
-from ._output import log, print_json, stdout, table
+from ._output import print_json, stdout, table, working
 
 
 def report(result: Verification) -> None:
@@ -40,10 +40,9 @@ def verify(
     json: Json = False,
 ) -> None:
     """Compare outputs, loss and gradients with stock PyTorch and float64; exit status 1 if an error is too large."""
-    log(f"verifying {model}, batch {batch}, {threads} threads")
-    with fixed_seed(seed):
+    with working(f"verifying {model}, batch {batch}, {threads} threads"), fixed_seed(seed):
         network = get_model(model)
-    result = verify_model(network, *example_batch(model, batch, seed), name=model)
+        result = verify_model(network, *example_batch(model, batch, seed), name=model)
     if json:
         checks = [{**vars(check), "passed": check.passed} for check in result.checks]
         print_json({"model": model, "batch": batch, "passed": result.passed, "checks": checks})

@@ -14,7 +14,7 @@ from fastcnn.models.verify import Verification
 from .speed import Speed
 from .training import Epoch, Training
 
-SHOWN_DIGITS = 120
+SHOWN_DIGITS = 130  # ten rows of thirteen on a wide screen
 
 
 def need(module: str) -> ModuleType:
@@ -49,7 +49,7 @@ def training_curve(history: list[Epoch]) -> str:
     with plt.rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 11}):
         figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.2), layout="constrained")
         left.plot(epochs, [epoch.loss for epoch in history], color="#c2560c")
-        left.set(title="training loss", xlabel="epoch", yscale="log")
+        left.set(title="training loss", xlabel="epoch", ylim=0)
         right.plot(epochs, [100 * epoch.accuracy for epoch in history], color="#0b6e99")
         right.axhline(97, color="#888", linewidth=1, linestyle="--")
         right.annotate("97 %", (1, 97), xytext=(0, 4), textcoords="offset points", color="#555")

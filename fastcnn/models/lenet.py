@@ -105,19 +105,12 @@ class LeNet5(nn.Module):
 
     @torch.no_grad()
     def _initialise(self) -> None:
-        """Appendix A: each unit's weights and bias from U(-2.4 / F, 2.4 / F), F being the unit's number of inputs."""
+        """Appendix A: weights and bias from U(-2.4 / F, 2.4 / F), F being the number of a unit's inputs.
+
+        SparseConv2d and Subsample2d, which have no other use, initialise themselves so.
+        """
         for layer in self.children():
-            if isinstance(layer, fnn.SparseConv2d):
-                area = layer.weight[0].numel()
-                fan_in = torch.tensor([len(maps) * area for maps in C3_TABLE])
-                per_link = fan_in.repeat_interleave(torch.tensor([len(maps) for maps in C3_TABLE]))
-                layer.weight.uniform_(-2.4, 2.4).div_(per_link[:, None, None])
-                layer.bias.uniform_(-2.4, 2.4).div_(fan_in)
-            elif isinstance(layer, fnn.Subsample2d):
-                bound = 2.4 if layer.reduce == "mean" else 2.4 / 4  # a mean is one input, a 2x2 sum is four
-                layer.weight.uniform_(-bound, bound)
-                layer.bias.uniform_(-2.4 / 4, 2.4 / 4)
-            elif isinstance(layer, (nn.Conv2d, nn.Linear)):
+            if isinstance(layer, (nn.Conv2d, nn.Linear)) and layer.bias is not None:
                 bound = 2.4 / layer.weight[0].numel()
                 layer.weight.uniform_(-bound, bound)
                 layer.bias.uniform_(-bound, bound)

@@ -80,18 +80,22 @@ def rounding_bound(terms: float) -> float:
     return 2 * HALF_ULP * (math.sqrt(terms) + 4)
 
 
-def _terms(module: nn.Module, output: Tensor) -> float:
-    """The longest sum in the layer's forward pass, input gradient and parameter gradients."""
-    channels = output.shape[-3] if output.dim() >= 3 else output.shape[-1]
-    per_parameter = output.numel() / channels  # a weight's or bias's gradient sums over batch and positions
+def _bounds(module: nn.Module, call: Call) -> dict[str, float]:
+    """rounding_bound of the sums in the layer's output and input gradient, and under '' in a parameter's gradient."""
     weight = getattr(module, "weight", None)
-    if isinstance(weight, Tensor) and weight.dim() > 1:
-        per_output, per_input = weight[0].numel(), weight.numel() / weight.shape[1]
-        return max(per_parameter, per_output, per_input)
-    if weight is None:  # pooling, normalization: a window
-        window = getattr(module, "kernel_size", None) or getattr(module, "size", 1)
-        return math.prod(window) if isinstance(window, tuple) else window**2
-    return per_parameter
+    if isinstance(module, fnn.SparseConv2d):
+        per_output = per_input = module.weight.numel()  # no map has more links than there are
+    elif isinstance(weight, Tensor) and weight.dim() > 1:
+        per_output = weight[0].numel()
+        per_input = weight.numel() // weight.shape[1] // getattr(module, "groups", 1)
+    else:  # pooling, normalization, subsampling: a window, whose size an adaptive pool only has in its output's
+        window: int | tuple[int, int] = getattr(module, "kernel_size", 0) or getattr(module, "size", 0)  # type: ignore
+        area = math.prod(window) if isinstance(window, tuple) else window**2
+        per_output = per_input = max(area, call.input.numel() // call.output.numel())
+    channels = call.output.shape[-3] if call.output.dim() >= 3 else call.output.shape[-1]
+    per_parameter = call.output.numel() // channels  # batch and positions
+    terms = {"output": per_output, "input gradient": per_input, "": per_parameter}
+    return {tensor: rounding_bound(count) for tensor, count in terms.items()}
 
 
 def _run_layer(module: nn.Module, x: Tensor, output_gradient: Tensor) -> Tensors:
@@ -160,11 +164,11 @@ def _errors(actual: Tensors, reference: Tensors) -> dict[str, float]:
     return {tensor: relative_error(actual[tensor], expected) for tensor, expected in reference.items()}
 
 
-def _checks(layer: str, errors: dict[str, float], stock_errors: dict[str, float], bound: float) -> list[Check]:
-    # a sum that cancels has a larger relative error than the bound, in stock PyTorch just as here
+def _checks(layer: str, fast: dict[str, float], stock: dict[str, float], bounds: dict[str, float]) -> list[Check]:
+    # a sum that cancels has a larger relative error than its bound, in stock PyTorch just as here
     return [
-        Check(layer, tensor, error, stock_errors[tensor], max(bound, 4 * stock_errors[tensor]))
-        for tensor, error in errors.items()
+        Check(layer, tensor, error, stock[tensor], max(bounds.get(tensor, bounds[""]), 4 * stock[tensor]))
+        for tensor, error in fast.items()
     ]
 
 
@@ -186,11 +190,11 @@ def verify(model: nn.Module, x: Tensor, target: Tensor, name: str = "model") -> 
 
     modules = dict(model.named_modules())
     checks: list[Check] = []
-    accumulated = 0.0  # the layers' rounding errors are independent: they add up in square
+    accumulated = 0.0  # the rounding errors of all layers, there and back, are independent: they add up in square
     for call, output_gradient in zip(calls, output_gradients):
         module = modules[call.name]
-        bound = rounding_bound(_terms(module, call.output))
-        accumulated = math.hypot(accumulated, bound)
+        bounds = _bounds(module, call)
+        accumulated = math.hypot(accumulated, *bounds.values())
         if not type(module).__module__.startswith("fastcnn.nn"):
             continue
         inputs = call.input.detach().float(), output_gradient.float()
@@ -198,7 +202,7 @@ def verify(model: nn.Module, x: Tensor, target: Tensor, name: str = "model") -> 
         with disabled():
             stock = _run_layer(module, *inputs)
             exact = _run_layer(call.module, inputs[0].double(), inputs[1].double())
-        checks += _checks(call.name, _errors(fast, exact), _errors(stock, exact), bound)
+        checks += _checks(call.name, _errors(fast, exact), _errors(stock, exact), bounds)
 
     errors: list[dict[str, float]] = []
     for run_stock in (False, True):
@@ -206,7 +210,7 @@ def verify(model: nn.Module, x: Tensor, target: Tensor, name: str = "model") -> 
             results = _run_network(model, x, target)
         with disabled(), _decided_as(reference_model, decisions):
             errors.append(_errors(results, _run_network(reference_model, x.double(), target)))
-    checks += _checks(NETWORK, errors[0], errors[1], 2 * accumulated)  # gradients have the errors of both ways
+    checks += _checks(NETWORK, errors[0], errors[1], {"": accumulated})
     model.zero_grad()
     model.train(was_training)
     return Verification(name, checks)

@@ -1,3 +1,11 @@
 """One module per op: fake kernel, autograd, vmap, FLOPs, float64 reference, functional face. Importing registers."""
 
-from . import max_pool2d  # noqa: F401
+from . import (  # noqa: F401
+    adaptive_avg_pool2d,
+    avg_pool2d,
+    conv2d,
+    local_response_norm,
+    max_pool2d,
+    sparse_conv2d,
+    subsample2d,
+)

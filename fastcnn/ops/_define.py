@@ -29,8 +29,10 @@ class Differentiable:
             f"{op._opname}_transformed", (torch.autograd.Function,), {k: staticmethod(v) for k, v in members.items()}
         )
 
+        self.raw = raw or op
+
         def forward(ctx, *args):
-            output = (raw or op)(*args)
+            output = self.raw(*args)
             save(ctx, args, output)
             return output
 
@@ -39,6 +41,11 @@ class Differentiable:
 
     def __call__(self, *args):
         return self._transformed.apply(*args) if transforming() else self.op(*args)
+
+
+def _mapped(arg, dim) -> bool:
+    """Whether vmap maps over this argument (in_dims of a list of ints is a list of None)."""
+    return isinstance(arg, torch.Tensor) and dim is not None
 
 
 def fold(batched: tuple[int, ...], size: int | None = None) -> Callable:
@@ -50,7 +57,7 @@ def fold(batched: tuple[int, ...], size: int | None = None) -> Callable:
 
     def make(f):
         def rule(info, in_dims, *args):
-            if any(d is not None for i, d in enumerate(in_dims) if i not in batched):
+            if any(_mapped(a, d) for i, (a, d) in enumerate(zip(args, in_dims)) if i not in batched):
                 return loop(f)(info, in_dims, *args)
             n, folded = info.batch_size, list(args)
             for i in batched:
@@ -74,7 +81,7 @@ def loop(f) -> Callable:
 
     def rule(info, in_dims, *args):
         def at(i):
-            return [a if d is None else a.select(d, i) for a, d in zip(args, in_dims)]
+            return [a.select(d, i) if _mapped(a, d) else a for a, d in zip(args, in_dims)]
 
         outs = [f(*at(i)) for i in range(info.batch_size)]
         if isinstance(outs[0], tuple):
@@ -87,3 +94,23 @@ def loop(f) -> Callable:
 def memory_format(x: torch.Tensor) -> torch.memory_format:
     """The format in which a 4-D tensor's output is laid out: torch's rule, as csrc/ops/tensor.h has it."""
     return torch._prims_common.suggest_memory_format(x)
+
+
+def autocast(namespace: str, name: str, op) -> None:
+    """Under autocast on the CPU, casts the op's floating-point tensors (float64 apart) to autocast's dtype."""
+
+    def cast(t, dtype):
+        lower = isinstance(t, torch.Tensor) and t.is_floating_point() and t.dtype != torch.float64
+        return t.to(dtype) if lower else t
+
+    def run(*args):
+        dtype = torch.get_autocast_dtype("cpu")
+        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)):
+            return op(*(cast(a, dtype) for a in args))
+
+    library = torch.library.Library(namespace, "FRAGMENT")
+    library.impl(name, run, "AutocastCPU")
+    _libraries.append(library)
+
+
+_libraries: list[torch.library.Library] = []  # a registration lives as long as its Library

@@ -1,6 +1,7 @@
 """local_response_norm: what its C++ half (csrc/ops/local_response_norm.cpp) cannot say through the stable ABI."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch.library import register_fake
@@ -51,9 +52,7 @@ def define(namespace: str) -> SimpleNamespace:
         g, x = ctx.saved_tensors
         return *second_order(v, g, x, *ctx.args), *[None] * len(ctx.args)
 
-    norm = Differentiable(
-        ops.local_response_norm.default, save, grad, fold((0,)), raw=ops._local_response_norm.default
-    )
+    norm = Differentiable(ops.local_response_norm.default, save, grad, fold((0,)), raw=ops._local_response_norm.default)
     backward = Differentiable(ops.local_response_norm_backward.default, save_backward, grad_backward, fold((0, 1)))
     return SimpleNamespace(norm=norm, backward=backward, raw=ops._local_response_norm.default)
 
@@ -63,14 +62,18 @@ def second_order(v, g, x, size, alpha, beta, k, groups, relu):
 
     With S = sum of v*x over the window of c, and sums over the mirrored window W' of m:
     dg[c] = v*s^-b - 2ab*x*S*s^-(b+1);
-    dx[m] = -2ab * (x * sum(v*g*s^-(b+1)) + v * sum(g*x*s^-(b+1)) + g*S*s^-(b+1)) + 4a^2*b(b+1) * x * sum(g*x*S*s^-(b+2)).
+    dx[m] = -2ab * (x * sum(v*g*s^-(b+1)) + v * sum(g*x*s^-(b+1)) + g*S*s^-(b+1)) +
+          4a^2*b(b+1) * x * sum(g*x*S*s^-(b+2)).
     """
     dtype = x.dtype
     if dtype in (torch.float16, torch.bfloat16):
         v, g, x = v.float(), g.float(), x.float()
-    positive = ~(x <= 0) if relu else None
-    if relu:
-        x, v = torch.where(positive, x, 0), torch.where(positive, v, 0)
+    negative = x <= 0
+
+    def masked(t):
+        return torch.where(negative, 0, t) if relu else t
+
+    x, v = masked(x), masked(v)
     before, after = size // 2, (size - 1) // 2
     s = k + alpha * window_sum(x * x, before, after, groups)
     p = s**-beta
@@ -84,7 +87,7 @@ def second_order(v, g, x, size, alpha, beta, k, groups, relu):
     dg = v * p - ab * x * q * inner
     dx = a * ab * (beta + 1) * x * mirrored(g * x * inner * q / s)
     dx = dx - ab * (x * mirrored(v * g * q) + v * mirrored(g * x * q) + g * inner * q)
-    return dg.to(dtype), (torch.where(positive, dx, 0) if relu else dx).to(dtype)
+    return dg.to(dtype), masked(dx).to(dtype)
 
 
 def reference(x, size, alpha=1e-4, beta=0.75, k=1.0, groups=1, relu=False):
@@ -103,16 +106,15 @@ def reference(x, size, alpha=1e-4, beta=0.75, k=1.0, groups=1, relu=False):
     return y
 
 
-ops = define("fastcnn") if _library.load_error is None else None
+ops: Any = define("fastcnn") if _library.load_error is None else None
 
 
-def local_response_norm(
-    input, size, alpha=1e-4, beta=0.75, k=1.0, *, alpha_mode="mean", groups=1, activation=None
-):
+def local_response_norm(input, size, alpha=1e-4, beta=0.75, k=1.0, *, alpha_mode="mean", groups=1, activation=None):
     """Local response normalization across channels with torch.nn.functional.local_response_norm's arguments.
 
-    y[c] = x[c] / (k + a * sum over c - size//2 <= j <= c + (size-1)//2 of x[j]^2)^beta. alpha_mode 'mean': a = alpha/size,
-    at borders too, as PyTorch; 'sum': a = alpha, the formula of Krizhevsky et al. 2012, section 3.3, for odd size.
+    y[c] = x[c] / (k + a * sum over c - size//2 <= j <= c + (size-1)//2 of x[j]^2)^beta.
+    alpha_mode 'mean': a = alpha/size, at borders too, as PyTorch; 'sum': a = alpha, the
+    formula of Krizhevsky et al. 2012, section 3.3, for odd size.
     groups: the windows keep to each of this many towers of C/groups channels. activation 'relu': x = max(input, 0).
 
     input: (N, C, *), 3-D or higher, floating point; returns its shape, dtype and memory format. float16 and bfloat16

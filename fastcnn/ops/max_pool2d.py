@@ -10,12 +10,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from .. import _library
 from ._define import Differentiable, fold, memory_format
 from ._face import batched, dispatch, native, pair, tracing
-
-
-def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool) -> int:
-    """floor or ceil of (size + 2*padding - dilation*(kernel-1) - 1) / stride + 1, no window starting behind the input."""
-    out = (size + 2 * padding - dilation * (kernel - 1) - 1 + (stride - 1 if ceil_mode else 0)) // stride + 1
-    return out - 1 if ceil_mode and (out - 1) * stride >= size + padding else out
+from ._pool import output_size, pooled
 
 
 def define(namespace: str) -> SimpleNamespace:
@@ -23,14 +18,8 @@ def define(namespace: str) -> SimpleNamespace:
     ops = getattr(torch.ops, namespace)
 
     def values(x, kernel_size, stride, padding, dilation, ceil_mode):
-        torch._check(
-            x.dim() == 4,
-            lambda: f"max_pool2d: expected 4D input (N, C, H, W), but got input of size {list(x.shape)}",
-        )
-        out = [
-            output_size(x.shape[2 + d], kernel_size[d], stride[d], padding[d], dilation[d], ceil_mode) for d in range(2)
-        ]
-        return torch.empty((*x.shape[:2], *out), dtype=x.dtype, device=x.device, memory_format=memory_format(x))
+        size = [output_size(x.shape[2 + d], kernel_size[d], stride[d], padding[d], dilation[d], ceil_mode) for d in (0, 1)]
+        return pooled("max_pool2d", x, size)
 
     def both(x, kernel_size, *geometry):
         y = values(x, kernel_size, *geometry)
@@ -120,14 +109,14 @@ def max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode
         return handle_torch_function(
             max_pool2d, (input,), input, kernel_size, stride, padding, dilation, ceil_mode, return_indices
         )
-    if not native(input):
+    if not native(input) or input.dim() not in (3, 4):  # torch says what is wrong with other dimensions
         return torch.nn.functional.max_pool2d(
             input, kernel_size, stride, padding, dilation, ceil_mode=ceil_mode, return_indices=return_indices
         )
     kernel = pair("max_pool2d", "kernel_size", kernel_size)
     geometry = (
         kernel,
-        pair("max_pool2d", "stride", stride) if stride else kernel,
+        kernel if stride is None or stride == () or stride == [] else pair("max_pool2d", "stride", stride),
         pair("max_pool2d", "padding", padding),
         pair("max_pool2d", "dilation", dilation),
         ceil_mode,

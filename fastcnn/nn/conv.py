@@ -1,0 +1,15 @@
+"""Convolution modules."""
+
+import torch
+
+from .. import functional as F
+
+
+class Conv2d(torch.nn.Conv2d):
+    """torch.nn.Conv2d on fastcnn.functional.conv2d: constructor, attributes, repr and state_dict are torch's."""
+
+    def _conv_forward(self, input, weight, bias):
+        if self.padding_mode == "zeros":
+            return F.conv2d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        padded = torch.nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+        return F.conv2d(padded, weight, bias, self.stride, 0, self.dilation, self.groups)

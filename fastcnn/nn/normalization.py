@@ -1,0 +1,43 @@
+"""Normalization modules."""
+
+import torch
+
+from .. import functional as F
+
+
+class LocalResponseNorm(torch.nn.LocalResponseNorm):
+    """torch.nn.LocalResponseNorm on fastcnn.functional.local_response_norm.
+
+    Beyond torch: alpha_mode 'sum' (the formula of Krizhevsky et al. 2012), groups, activation 'relu' before it.
+    """
+
+    def __init__(self, size, alpha=1e-4, beta=0.75, k=1.0, *, alpha_mode="mean", groups=1, activation=None):
+        super().__init__(size, alpha, beta, k)
+        if alpha_mode not in ("mean", "sum"):
+            raise ValueError(f"LocalResponseNorm: expected alpha_mode to be 'mean' or 'sum', but got {alpha_mode!r}")
+        if alpha_mode == "sum" and size % 2 == 0:
+            raise ValueError(f"LocalResponseNorm: expected an odd size with alpha_mode='sum', but got {size}")
+        if activation not in (None, "relu"):
+            raise ValueError(f"LocalResponseNorm: expected activation to be None or 'relu', but got {activation!r}")
+        self.alpha_mode, self.groups, self.activation = alpha_mode, groups, activation
+
+    def forward(self, input):
+        """(N, C, *) to the same shape."""
+        return F.local_response_norm(
+            input,
+            self.size,
+            self.alpha,
+            self.beta,
+            self.k,
+            alpha_mode=self.alpha_mode,
+            groups=self.groups,
+            activation=self.activation,
+        )
+
+    def extra_repr(self):
+        """torch's, and what differs from its behaviour."""
+        extras = {"alpha_mode": "mean", "groups": 1, "activation": None}
+        changed = (
+            f", {name}={getattr(self, name)}" for name, default in extras.items() if getattr(self, name) != default
+        )
+        return super().extra_repr() + "".join(changed)

@@ -1,0 +1,53 @@
+"""adaptive_avg_pool2d: what its C++ half (csrc/ops/adaptive_avg_pool2d.cpp) cannot say through the stable ABI."""
+
+import itertools
+from types import SimpleNamespace
+
+import torch
+from torch.overrides import handle_torch_function, has_torch_function_unary
+
+from .. import _library
+from ._face import batched, dispatch, native
+from ._pool import average
+
+
+def define(namespace: str) -> SimpleNamespace:
+    """Registers the Python halves for the ops of `namespace` and returns the callables."""
+    return average(namespace, "adaptive_avg_pool2d", lambda x, output_size: output_size)
+
+
+def reference(x, output_size) -> torch.Tensor:
+    """y[n,c,p,q] = mean of x[n,c,h,w] over floor(p*H/OH) <= h < ceil((p+1)*H/OH) and the same for w, in float64."""
+    n, c, h, w = x.shape
+    oh, ow = output_size
+    y = torch.empty(n, c, oh, ow, dtype=torch.float64)
+    for p, q in itertools.product(range(oh), range(ow)):
+        rows, columns = slice(p * h // oh, -(-(p + 1) * h // oh)), slice(q * w // ow, -(-(q + 1) * w // ow))
+        y[:, :, p, q] = x[:, :, rows, columns].double().mean((2, 3))
+    return y
+
+
+ops = define("fastcnn") if _library.load_error is None else None
+
+
+def adaptive_avg_pool2d(input, output_size):
+    """Average pooling to a fixed size with torch.nn.functional.adaptive_avg_pool2d's rules (He et al. 2015: global
+    average pooling for output_size 1).
+
+    input: (N, C, H, W) or (C, H, W), floating point. output_size: an int or a pair (OH, OW), None for the input's own
+    size. Returns (N, C, OH, OW) in input's dtype and memory format; half precision is summed in float32. RuntimeError
+    on sizes that torch refuses.
+    """
+    if has_torch_function_unary(input):
+        return handle_torch_function(adaptive_avg_pool2d, (input,), input, output_size)
+    if not native(input) or input.dim() not in (3, 4):  # torch says what is wrong with other dimensions
+        return torch.nn.functional.adaptive_avg_pool2d(input, output_size)
+    if isinstance(output_size, (int, torch.SymInt)):
+        size = (output_size, output_size)
+    else:
+        if len(output_size) != 2:
+            raise RuntimeError(f"adaptive_avg_pool2d: output_size must be 2, but got {tuple(output_size)}")
+        size = tuple(s if o is None else o for o, s in zip(output_size, input.shape[-2:]))
+    x = batched("adaptive_avg_pool2d", input)
+    y = dispatch(ops.op, ops.raw, x.requires_grad, x, size)
+    return y if x is input else y.squeeze(0)

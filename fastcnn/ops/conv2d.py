@@ -1,0 +1,230 @@
+"""conv2d: what its C++ half (csrc/ops/conv2d.cpp) cannot say through the stable ABI."""
+
+import itertools
+from types import SimpleNamespace
+
+import torch
+from torch.library import register_fake
+from torch.overrides import handle_torch_function, has_torch_function
+from torch.utils.flop_counter import conv_flop_count, register_flop_formula
+
+from .. import _library, _packed
+from .._config import ACCURACIES, config
+from ._define import Differentiable, autocast, fold, memory_format
+from ._face import batched, dispatch, log, native, pair, tracing
+
+
+def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
+    """floor((size + 2*padding - dilation*(kernel-1) - 1) / stride) + 1."""
+    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def define(namespace: str) -> SimpleNamespace:
+    """Registers the Python halves for the ops of `namespace` and returns the callables."""
+    ops = getattr(torch.ops, namespace)
+
+    def format_of(x, weight):
+        formats = (memory_format(x), memory_format(weight))
+        return torch.channels_last if torch.channels_last in formats else torch.contiguous_format
+
+    def check(x, weight, groups):
+        for name, t in (("input", x), ("weight", weight)):
+            torch._check(
+                t.dim() == 4,
+                lambda name=name, t=t: f"conv2d: expected 4D {name} (N, C, H, W), but got {name} of size {list(t.shape)}",
+            )
+        torch._check(
+            x.shape[1] == weight.shape[1] * groups,
+            lambda: f"conv2d: Given groups={groups}, weight of size {list(weight.shape)}, expected "
+            f"input{list(x.shape)} to have {weight.shape[1] * groups} channels, but got {x.shape[1]} channels instead",
+        )
+
+    def conv_fake(x, weight, bias, residual, stride, padding, dilation, groups, relu, accuracy):
+        check(x, weight, groups)
+        out = [output_size(x.shape[2 + d], weight.shape[2 + d], stride[d], padding[d], dilation[d]) for d in range(2)]
+        shape = (x.shape[0], weight.shape[0], *out)
+        return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=format_of(x, weight))
+
+    def raw_fake(x, weight, packed, bias, residual, geometry, relu, accuracy):
+        sh, sw, ph, pw, dh, dw, groups = geometry
+        return conv_fake(x, weight, bias, residual, (sh, sw), (ph, pw), (dh, dw), groups, relu, accuracy)
+
+    def input_fake(grad, weight, input_size, stride, padding, dilation, groups):
+        f = format_of(grad, weight)
+        return torch.empty(input_size, dtype=grad.dtype, device=grad.device, memory_format=f)
+
+    def weight_fake(grad, x, weight_size, stride, padding, dilation, groups):
+        return torch.empty(weight_size, dtype=grad.dtype, device=grad.device)
+
+    register_fake(f"{namespace}::conv2d", conv_fake)
+    register_fake(f"{namespace}::_conv2d", raw_fake)
+    register_fake(f"{namespace}::conv2d_backward_input", input_fake)
+    register_fake(f"{namespace}::conv2d_backward_weight", weight_fake)
+
+    # The three are closed under differentiation: y = x*w, dx = g*w', dw = g*x' are each linear in both arguments.
+    def save(ctx, inputs, output):
+        x, weight, ctx.bias, ctx.residual, *ctx.geometry, ctx.relu, _ = inputs
+        ctx.bias, ctx.residual = ctx.bias is not None, ctx.residual is not None
+        ctx.save_for_backward(x, weight, output if ctx.relu else None)
+
+    def grad(ctx, g):
+        x, weight, y = ctx.saved_tensors
+        if ctx.relu:
+            g = torch.ops.aten.threshold_backward(g, y, 0)
+        need = ctx.needs_input_grad
+        return (
+            backward_input(g, weight, x.shape, *ctx.geometry) if need[0] else None,
+            backward_weight(g, x, weight.shape, *ctx.geometry) if need[1] else None,
+            g.sum((0, 2, 3)) if ctx.bias and need[2] else None,
+            g if ctx.residual and need[3] else None,
+            *[None] * 6,
+        )
+
+    def save_pair(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[:2])
+        ctx.geometry = inputs[3:]
+
+    def grad_input(ctx, d):
+        g, weight = ctx.saved_tensors
+        dg = linear(d, weight, ctx.geometry) if ctx.needs_input_grad[0] else None
+        dw = backward_weight(g, d, weight.shape, *ctx.geometry) if ctx.needs_input_grad[1] else None
+        return dg, dw, *[None] * 5
+
+    def grad_weight(ctx, d):
+        g, x = ctx.saved_tensors
+        dg = linear(x, d, ctx.geometry) if ctx.needs_input_grad[0] else None
+        dx = backward_input(g, d, x.shape, *ctx.geometry) if ctx.needs_input_grad[1] else None
+        return dg, dx, *[None] * 5
+
+    def linear(x, weight, geometry):
+        return conv(x, weight, None, None, *geometry, False, 0)
+
+    def raw(x, weight, bias, residual, stride, padding, dilation, groups, relu, accuracy):
+        geometry = (*stride, *padding, *dilation, groups)
+        return ops._conv2d.default(x, weight, None, bias, residual, geometry, relu, accuracy)
+
+    conv = Differentiable(ops.conv2d.default, save, grad, fold((0, 3)), raw=raw)
+    backward_input = Differentiable(ops.conv2d_backward_input.default, save_pair, grad_input, fold((0,), size=2))
+    backward_weight = Differentiable(ops.conv2d_backward_weight.default, save_pair, grad_weight, fold(()))
+    autocast(namespace, "conv2d", ops.conv2d.default)
+
+    def forward_flops(x, weight, *rest, out_shape=None, **kwargs):
+        return conv_flop_count(list(x), list(weight), list(out_shape))
+
+    def input_flops(grad, weight, input_size, *rest, out_shape=None, **kwargs):
+        return conv_flop_count(list(input_size), list(weight), list(grad))
+
+    def weight_flops(grad, x, weight_size, *rest, out_shape=None, **kwargs):
+        return conv_flop_count(list(x), list(weight_size), list(grad))
+
+    register_flop_formula([ops.conv2d, ops._conv2d])(forward_flops)
+    register_flop_formula(ops.conv2d_backward_input)(input_flops)
+    register_flop_formula(ops.conv2d_backward_weight)(weight_flops)
+    return SimpleNamespace(
+        conv=conv, backward_input=backward_input, backward_weight=backward_weight, raw=ops._conv2d.default
+    )
+
+
+def reference(x, weight, bias, residual, stride, padding, dilation, groups, relu):
+    """y[n,o,p,q] = act(b[o] + sum_{c,i,j} w[o,c,i,j] * x[n, c, p*sh-ph+i*dh, q*sw-pw+j*dw] + r[n,o,p,q]), float64."""
+    x, weight = x.double(), weight.double()
+    (sh, sw), (ph, pw), (dh, dw) = stride, padding, dilation
+    outputs, inputs, kh, kw = weight.shape
+    oh = output_size(x.shape[2], kh, sh, ph, dh)
+    ow = output_size(x.shape[3], kw, sw, pw, dw)
+    padded = torch.nn.functional.pad(x, (pw, pw, ph, ph))
+    y = torch.zeros(x.shape[0], outputs, oh, ow, dtype=torch.float64)
+    for o, i, j in itertools.product(range(outputs), range(kh), range(kw)):
+        group = o // (outputs // groups)
+        channels = padded[:, group * inputs : (group + 1) * inputs]
+        taps = channels[:, :, i * dh : i * dh + (oh - 1) * sh + 1 : sh, j * dw : j * dw + (ow - 1) * sw + 1 : sw]
+        y[:, o] += (weight[o, :, i, j].view(-1, 1, 1) * taps).sum(1)
+    if bias is not None:
+        y += bias.double().view(-1, 1, 1)
+    if residual is not None:
+        y += residual.double()
+    return y.relu() if relu else y
+
+
+ops = define("fastcnn") if _library.load_error is None else None
+
+
+def conv2d(
+    input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, activation=None, residual=None, accuracy=None
+):
+    """Convolution with torch.nn.functional.conv2d's arguments, and an epilogue that costs no pass of its own.
+
+    y[n,o,p,q] = act(b[o] + sum_{c,i,j} w[o,c,i,j] * x[n, c, p*S-P+i*D, q*S-P+j*D] + residual[n,o,p,q])
+
+    input: (N, C, H, W) or (C, H, W); weight: (O, C/groups, KH, KW); bias: (O,); all of one floating dtype. float16
+    and bfloat16 are accumulated in float32. padding: ints, 'valid' or 'same' (stride 1).
+    activation: None or 'relu'. residual: as the output, added before the activation.
+    accuracy: 'strict', 'default' or 'fast'; None takes fastcnn.set_accuracy's.
+    Returns (N, O, OH, OW), channels_last where input or weight is. RuntimeError on shapes that do not fit, ValueError
+    on an unknown activation or accuracy.
+    """
+    if has_torch_function((input, weight, bias, residual)):
+        return handle_torch_function(
+            conv2d, (input, weight, bias, residual), input, weight, bias, stride, padding, dilation, groups,
+            activation=activation, residual=residual, accuracy=accuracy,
+        )  # fmt: skip
+    if activation is not None and activation != "relu":
+        raise ValueError(f"conv2d: expected activation to be None or 'relu', but got {activation!r}")
+    level = config.accuracy if accuracy is None else accuracy
+    if level not in ACCURACIES:
+        raise ValueError(f"conv2d: expected accuracy to be one of {', '.join(ACCURACIES)}, but got {accuracy!r}")
+    if not native(input):
+        y = torch.nn.functional.conv2d(input, weight, bias, stride, padding, dilation, groups)
+        y = y if residual is None else y + residual
+        return y.relu() if activation else y
+    if not weight.is_cpu or (bias is not None and not bias.is_cpu):
+        raise RuntimeError(
+            f"conv2d: expected input, weight and bias on one device, but got input on {input.device}, weight on "
+            f"{weight.device}{'' if bias is None else f', bias on {bias.device}'}"
+        )
+    if torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+        input, weight, bias, residual = (
+            t.to(dtype) if t is not None and t.dtype != torch.float64 else t for t in (input, weight, bias, residual)
+        )
+    x = input if input.dim() == 4 else batched("conv2d", input)
+    dilation = pair("conv2d", "dilation", dilation)
+    stride = pair("conv2d", "stride", stride)
+    if isinstance(padding, str):
+        x, padding = _pad_by_name(x, weight, padding, stride, dilation)
+    else:
+        padding = pair("conv2d", "padding", padding)
+    if residual is not None and x is not input:
+        residual = residual.unsqueeze(0)
+    relu, level = activation is not None, ACCURACIES.index(level)
+    if torch.is_grad_enabled() or tracing():
+        needs_grad = (
+            x.requires_grad
+            or weight.requires_grad
+            or (bias is not None and bias.requires_grad)
+            or (residual is not None and residual.requires_grad)
+        )
+        y = dispatch(
+            ops.conv, ops.conv.raw, needs_grad, x, weight, bias, residual, stride, padding, dilation, groups, relu, level
+        )
+    else:
+        log("conv2d", x, weight)
+        geometry = (*stride, *padding, *dilation, groups)
+        y = ops.raw(x, weight, _packed.cache.get(weight, groups), bias, residual, geometry, relu, level)
+    return y if x is input or input.dim() == 4 else y.squeeze(0)
+
+
+def _pad_by_name(x, weight, padding, stride, dilation):
+    """'valid' and 'same' as numbers; where 'same' is uneven the extra row or column is appended, as torch does."""
+    if padding == "valid":
+        return x, (0, 0)
+    if padding != "same":
+        raise RuntimeError(f"Invalid padding string: '{padding}'")
+    if stride != (1, 1):
+        raise RuntimeError("padding='same' is not supported for strided convolutions")
+    if weight.dim() != 4:
+        raise RuntimeError(f"conv2d: expected 4D weight, but got weight of size {list(weight.shape)}")
+    total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:])]
+    if total[0] % 2 or total[1] % 2:
+        x = torch.nn.functional.pad(x, (0, total[1] % 2, 0, total[0] % 2))
+    return x, (total[0] // 2, total[1] // 2)
