@@ -99,7 +99,7 @@ def compare(benchmark, peaks: Peaks, pytestconfig: pytest.Config) -> Callable:
             pytest.fail(f"not timed, fastcnn's result is wrong: {op} {row}: {error}", pytrace=False)
         try:
             bounds = [_stock_slack(comparison.dtype) * b for b in comparison.bounds]
-            stock_error = check(comparison.stock, comparison.expected, bounds, comparison.dtype)[1]
+            stock_error = check(comparison.stock, comparison.expected, bounds, comparison.dtype, repeatable=False)[1]
         except WrongResult as error:
             pytest.fail(f"not timed, stock does not compute the same: {op} {row}: {error}", pytrace=False)
         checked = [t.clone() for t in outputs]

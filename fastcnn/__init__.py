@@ -6,6 +6,7 @@ import torch  # noqa: F401  first: _C's only needed library, libtorch_cpu, is fo
 
 from . import functional, nn, ops
 from ._config import set_accuracy, set_policy
+from ._explain import Explanation, explain
 from ._library import cpu_capability
 from ._packed import clear_cache
 

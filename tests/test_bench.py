@@ -100,6 +100,11 @@ def test_gate_refuses(fault, message):
         gate(conv3x3(fault))
 
 
+def test_gate_lets_stock_differ_from_call_to_call():
+    c = conv3x3(Forgetful())
+    assert check(c.fast, c.expected, c.bounds, c.dtype, repeatable=False)[1] < 1
+
+
 @pytest.mark.parametrize("elements", [100, 100_000, 10_000_000])
 def test_gate_sees_an_unwritten_element(elements):
     """Whatever the allocator's way with a block of that size: without poison, the last right result may lie there."""

@@ -60,6 +60,7 @@ def test_python_m_fastcnn():
         ["explain", "conv2d", "--input", "1,x,27,27"],
         ["explain", "conv2d", "--input", "1,96,27,27", "--groups", 5],
         ["explain", "lenet5", "--dtype", "int8"],
+        ["explain", "lenet5", "--input", "1,3,32,32"],
         ["demo", "--epochs", 0],
         ["demo", "--output", "no/such/directory/report.html"],
     ],
@@ -139,6 +140,14 @@ def test_verify_fails(wrong_convolution):
     assert "worst is network" in result.stdout
 
 
+@pytest.mark.parametrize("command", [["verify", "lenet5"], ["bench", "lenet5"], ["demo"]])
+def test_pytorch_is_not_compared_with_itself(command, monkeypatch):
+    monkeypatch.setattr(fastcnn._config.config, "disabled", True)
+    result = run(*command)
+    assert result.exit_code == 2
+    assert "FASTCNN_DISABLE is set" in result.stderr
+
+
 def test_bench_json():
     arguments = ("--batch", 1, "--batch", 2, "--runs", 2, "--threads", 1, "--json")
     report = json.loads(run("bench", "lenet5", "lenet5_dense", *arguments).stdout)
@@ -177,5 +186,10 @@ def test_bench_does_not_time_what_is_wrong(wrong_convolution):
 def test_explain(arguments):
     result = run("explain", *arguments)
     assert result.exit_code == 0, result.output
-    assert result.stdout.strip()
+    assert fastcnn.cpu_capability() in result.stdout
     assert not result.stderr
+
+
+def test_explain_json():
+    rows = json.loads(run("explain", "lenet5", "--input", "2,1,32,32", "--json").stdout)
+    assert [row["where"] for row in rows] == ["c1", "s2", "c3", "s4", "c5"]

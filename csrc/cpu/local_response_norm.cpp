@@ -117,7 +117,8 @@ struct Kernel {
       square_rows(first, n, scratch, pitch);
       for (int64_t r = 0; r < n; ++r)
         cover<A>(c, [&](int64_t i, int m) {
-          __builtin_prefetch(x + (first + p.length + r) * c + i);  // the next unit's: this pass reads no memory
+          __builtin_prefetch(out + (first + p.length + r) * c + i, 1);
+          __builtin_prefetch(x + (first + p.length + r) * c + i);  // the next unit's, and where its output goes
           const V<A> s = k + alpha * sum(scratch + r * pitch + i, count, 1);
           set(out + (first + r) * c + i, over<P, A>(input((first + r) * c + i, m), s, p.beta), m);
         });
@@ -153,6 +154,7 @@ struct Kernel {
         cover<A>(c, [&](int64_t i, int m) {
           const int64_t at = (first + r) * c + i;
           __builtin_prefetch(x + at + p.length * c), __builtin_prefetch(g + at + p.length * c);
+          __builtin_prefetch(out + at + p.length * c, 1);
           const V<A> sums = sum(terms + r * pitch + i, count, 1);
           put_gradient(at, load(scaled + r * pitch + i) + minus_2ab * input(at, m) * sums, m);
         });
@@ -218,6 +220,7 @@ struct Kernel {
         const A* own = scaled + c % count * pitch;
         cover<A>(s.pixels, [&](int64_t i, int n) {
           const int64_t at = s.at + i + c * p.inner;
+          __builtin_prefetch(out + at + p.inner, 1);
           put_gradient(at, load(own + i) + minus_2ab * input(at, n) * sum(terms + i, count, pitch), n);
         });
       }

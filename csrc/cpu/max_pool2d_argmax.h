@@ -52,14 +52,6 @@ inline VI<A> load_lanes(const Lane<A>* p) {
   return v;
 }
 
-template <class A>
-inline void store_lanes(Lane<A>* p, VI<A> v, int n) {
-  if (n == Vec<A>::lanes)
-    __builtin_memcpy(p, &v, sizeof v);
-  else
-    for (int i = 0; i < n; ++i) p[i] = v[i];
-}
-
 template <class Index, class I>
 inline void store_index(Index* p, I v, int n) {
   constexpr int lanes = sizeof(I) / sizeof(v[0]);
@@ -74,6 +66,13 @@ inline void store_index(Index* p, I v, int n) {
 template <class A, class Index>
 inline VI<A> load_index(const Index* p, int n) {
   constexpr int lanes = Vec<A>::lanes;
+#if defined(__AVX512F__)
+  if constexpr (sizeof(Index) == 1 && sizeof(A) == 4)
+    if (n == lanes) return (VI<A>)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#elif defined(__AVX2__)
+  if constexpr (sizeof(Index) == 1 && sizeof(A) == 4)
+    if (n == lanes) return (VI<A>)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+#endif
   if (n == lanes) {
     typename LanesOf<Index, lanes>::type packed;
     __builtin_memcpy(&packed, p, sizeof packed);

@@ -4,11 +4,71 @@
 namespace fastcnn::FASTCNN_ISA {
 namespace {
 
-// Each input position adds up, in raster order of the windows, the gradients of those whose argmax it is: no atomics,
-// every element of gx written once, and positions that no window can have are never followed.
+// Adds up, in raster order of the windows, each input position's gradients, so that both ways below give equal bits.
 
+// Where position i*kw+j lies relative to its window's start: i*dh rows down, j*dw columns right, and in elements.
+struct Place {
+  int64_t down, right, offset;
+
+  Place(const MaxPool2dParams& p, int64_t at)
+      : down(at / p.kw * p.dh), right(at % p.kw * p.dw), offset(down * p.w + right) {}
+};
+
+// A window at the border may name a place outside the input, if all that it holds inside is its padding.
+inline bool inside(const MaxPool2dParams& p, int64_t h, int64_t w) {
+  return uint64_t(h) < uint64_t(p.h) && uint64_t(w) < uint64_t(p.w);
+}
+
+// Where most windows do not have their maximum at a given place (NCHW, or large windows), each window looks for its
+// place. A task holds a plane, or of NHWC some channels of an image.
+template <class T, class Index, bool nhwc>
+void scatter(const MaxPool2dParams& p, Parts parts, int64_t begin, int64_t end) {
+  using A = Acc<T>;
+  constexpr bool in_place = sizeof(T) == sizeof(A);
+  constexpr int64_t held = nhwc ? kScatterChannels : 1;
+  const int64_t step = nhwc ? p.c : 1, blocks = nhwc ? p.scatter_blocks() : p.c;
+  // Positions in memory's width are few enough for a table; of wide ones each is worked out.
+  constexpr int64_t tabled = sizeof(Index) == 1 ? 256 : 0;
+  int64_t* offsets = parts.take<int64_t>(tabled);
+  for (int64_t at = 0; at < tabled; ++at) offsets[at] = Place(p, at).offset;
+  A* sums = in_place ? nullptr : parts.take<A>(p.h * p.w * held);
+
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t n = task / blocks, c0 = task % blocks * held;
+    const int64_t channels = nhwc && p.c - c0 < held ? p.c - c0 : held;
+    const int64_t plane = nhwc ? n * p.c : n * p.c + c0, channel = nhwc ? c0 : 0;
+    const T* g = static_cast<const T*>(p.x) + plane * p.oh * p.ow + channel;
+    const Index* argmax = static_cast<const Index*>(p.argmax) + plane * p.oh * p.ow + channel;
+    T* gx = static_cast<T*>(p.y) + plane * p.h * p.w + channel;
+    A* to = in_place ? reinterpret_cast<A*>(gx) : sums;
+    const int64_t to_step = in_place ? step : held;
+    if (!nhwc)
+      __builtin_memset(to, 0, p.h * p.w * sizeof(A));
+    else
+      for (int64_t i = 0; i < p.h * p.w; ++i) __builtin_memset(to + i * to_step, 0, channels * sizeof(A));
+    for (int64_t oh = 0; oh < p.oh; ++oh)
+      for (int64_t ow = 0; ow < p.ow; ++ow) {
+        const int64_t o = (oh * p.ow + ow) * step, h0 = oh * p.sh - p.ph, w0 = ow * p.sw - p.pw;
+        const bool whole = inside(p, h0, w0) && inside(p, h0 + (p.kh - 1) * p.dh, w0 + (p.kw - 1) * p.dw);
+        A* const window = to + (h0 * p.w + w0) * to_step;
+        if (tabled && whole) {
+          for (int64_t c = 0; c < channels; ++c) window[offsets[argmax[o + c]] * to_step + c] += get(g[o + c]);
+          continue;
+        }
+        for (int64_t c = 0; c < channels; ++c) {
+          const Place at(p, argmax[o + c]);
+          if (inside(p, h0 + at.down, w0 + at.right)) window[at.offset * to_step + c] += get(g[o + c]);
+        }
+      }
+    if (in_place) continue;
+    for (int64_t i = 0; i < p.h * p.w; ++i)
+      for (int64_t c = 0; c < channels; ++c) put(gx + i * step + c, sums[i * held + c]);
+  }
+}
+
+// Where few windows cover a place (NHWC), each place asks those: vectors of channels, every element written once.
 template <class T, class Index>
-void backward_nhwc(const MaxPool2dParams& p, Parts parts, int64_t begin, int64_t end) {
+void by_place(const MaxPool2dParams& p, Parts parts, int64_t begin, int64_t end) {
   using A = Acc<T>;
   struct Covering {  // a window that may have its maximum at the place at hand
     int64_t offset;
@@ -48,70 +108,27 @@ void backward_nhwc(const MaxPool2dParams& p, Parts parts, int64_t begin, int64_t
   }
 }
 
-// The rows of g and argmax that a row of gx needs are widened into scratch, with no gradient on both sides; then
-// consecutive places of one phase read consecutive windows.
 template <class T, class Index>
-void backward_nchw(const MaxPool2dParams& p, Parts parts, int64_t begin, int64_t end) {
-  using A = Acc<T>;
-  using I = Lane<A>;
-  constexpr int lanes = kLanes<T>;
-  const PhasedRow r = p.row();
-  const int64_t held = p.kh < p.oh ? p.kh : p.oh;
-  const int64_t lead = (p.kw - 1) * p.dw / r.s, ld = lead + r.ld + kMostLanes;
-  A *row = parts.take<A>(r.size()), *phases = parts.take<A>(r.size()), *gradients = parts.take<A>(held * ld);
-  I* positions = parts.take<I>(held * ld);
-  int64_t *phase = parts.take<int64_t>(p.kw), *back = parts.take<int64_t>(p.kw);
-  for (int64_t j = 0; j < p.kw; ++j) phase[j] = j * p.dw % r.s, back[j] = j * p.dw / r.s;
-  for (int64_t i = 0; i < held * ld; ++i) gradients[i] = 0, positions[i] = -1;
-
-  for (int64_t task = begin; task < end; ++task) {
-    const int64_t plane = task / p.h, h = task % p.h;
-    int64_t count = 0;  // rows of windows that hold row h
-    for (int64_t oh = p.rows[h].begin; oh < p.rows[h].end; ++oh) {
-      const int64_t down = h + p.ph - oh * p.sh;  // i*dh
-      if (p.dh > 1 && down % p.dh) continue;
-      const int64_t o = (plane * p.oh + oh) * p.ow;
-      const I first = I((p.dh > 1 ? down / p.dh : down) * p.kw);
-      each_vector<lanes>(p.ow, [&](int64_t q, int n) {
-        const int64_t to = count * ld + lead + q;
-        store_part(gradients + to, load_part(static_cast<const T*>(p.x) + o + q, n), n);
-        store_lanes<A>(positions + to, load_index<A>(static_cast<const Index*>(p.argmax) + o + q, n) - first, n);
-      });
-      ++count;
-    }
-    for (int64_t f = 0; f < r.s; ++f)
-      for (int64_t t = 0; t * r.s < p.w + p.pw; t += lanes) {
-        V<A> sum{};
-        for (int64_t k = 0; k < count; ++k)
-          for (int64_t j = p.kw - 1; j >= 0; --j) {  // downwards: windows in the order of their columns
-            if (phase[j] != f) continue;
-            const int64_t at = k * ld + lead + t - back[j];
-            sum += load_lanes<A>(positions + at) == VI<A>{} + I(j) ? load(gradients + at) : V<A>{};
-          }
-        store(phases + f * r.ld + t, sum);
+void gather(const MaxPool2dParams& p, int64_t begin, int64_t end) {
+  const int64_t planes = p.channels_last ? p.c : 1;
+  for (int64_t row = begin; row < end; ++row) {  // of y
+    const T* x = static_cast<const T*>(p.x) + row / p.oh * p.h * p.w * planes;
+    for (int64_t q = 0; q < p.ow; ++q)
+      for (int64_t c = 0; c < planes; ++c) {
+        const int64_t o = (row * p.ow + q) * planes + c;
+        const Place at(p, static_cast<const Index*>(p.argmax)[o]);
+        const int64_t h = row % p.oh * p.sh - p.ph + at.down, w = q * p.sw - p.pw + at.right;
+        static_cast<T*>(p.y)[o] = inside(p, h, w) ? x[(h * p.w + w) * planes + c] : T{};
       }
-    const A* merged = merge(r, phases, row) + p.pw;
-    T* gx = static_cast<T*>(p.y) + task * p.w;
-    each_vector<lanes>(p.w, [&](int64_t w, int n) { store_part(gx + w, load(merged + w), n); });
   }
 }
 
 template <class T, class Index>
-void gather(const MaxPool2dParams& p, int64_t begin, int64_t end) {
-  const int64_t planes = p.channels_last ? p.channel_block : 1, step = p.channels_last ? p.c : 1;
-  for (int64_t task = begin; task < end; ++task) {
-    const int64_t row = p.channels_last ? task / p.blocks() : task;
-    const int64_t c0 = p.channels_last ? task % p.blocks() * planes : 0;
-    const T* x = static_cast<const T*>(p.x) + row / p.oh * p.h * p.w * step + c0;
-    for (int64_t q = 0; q < p.ow; ++q)
-      for (int64_t c = 0; c < planes && (c0 + c < p.c); ++c) {
-        const int64_t o = (row * p.ow + q) * step + c0 + c, at = static_cast<const Index*>(p.argmax)[o];
-        const int64_t h = row % p.oh * p.sh - p.ph + at / p.kw * p.dh, w = q * p.sw - p.pw + at % p.kw * p.dw;
-        // A position outside x is no argmax that forward made; it reads as zero.
-        const bool inside = at >= 0 && h >= 0 && h < p.h && w >= 0 && w < p.w;
-        static_cast<T*>(p.y)[o] = inside ? x[(h * p.w + w) * step + c] : T{};
-      }
-  }
+void backward(const MaxPool2dParams& p, Parts parts, int64_t begin, int64_t end) {
+  if (!p.channels_last)
+    scatter<T, Index, false>(p, parts, begin, end);
+  else
+    p.scatters() ? scatter<T, Index, true>(p, parts, begin, end) : by_place<T, Index>(p, parts, begin, end);
 }
 
 }  // namespace
@@ -119,12 +136,7 @@ void gather(const MaxPool2dParams& p, int64_t begin, int64_t end) {
 void max_pool2d_backward(const MaxPool2dParams& p, char* scratch, int64_t begin, int64_t end) {
   switch_dtype(p.dtype, [&](auto t) {
     using T = decltype(t);
-    if (p.channels_last)
-      p.wide_argmax ? backward_nhwc<T, int32_t>(p, {scratch}, begin, end)
-                    : backward_nhwc<T, uint8_t>(p, {scratch}, begin, end);
-    else
-      p.wide_argmax ? backward_nchw<T, int32_t>(p, {scratch}, begin, end)
-                    : backward_nchw<T, uint8_t>(p, {scratch}, begin, end);
+    p.wide_argmax ? backward<T, int32_t>(p, {scratch}, begin, end) : backward<T, uint8_t>(p, {scratch}, begin, end);
   });
 }
 

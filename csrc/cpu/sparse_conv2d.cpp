@@ -5,6 +5,7 @@
 namespace fastcnn::FASTCNN_ISA {
 namespace {
 
+constexpr int kDots = 5;    // dot products at a time: enough to hide the latency of an FMA on both ports
 constexpr int kBlock = 10;  // accumulators: 16 vector registers hold them with a weight and a row of input to spare
 
 template <class A>
@@ -153,9 +154,10 @@ struct Kernel {
     return count;
   }
 
-  // Scratch: [input planes + a vector | gradient planes + a vector].
+  // Scratch: [a pointer a tap | input planes + a vector | gradient planes + a vector].
   void backward_weight(int64_t begin, int64_t end, void* scratch) const {
-    A* input = static_cast<A*>(scratch);
+    auto* sources = static_cast<const A**>(scratch);
+    A* input = reinterpret_cast<A*>(sources + taps);
     A* gradient = input + p.xm.c * phases * plane + lanes;
     const int64_t sums = p.links * taps + p.ym.c;
     for (int64_t u = begin; u < end; ++u) {
@@ -167,11 +169,15 @@ struct Kernel {
         int64_t l = 0;
         for (int64_t o = 0; o < p.ym.c; ++o) {
           const A* go = gradient + o * padded + reach;
-          for (int64_t k = 0; k < p.counts[o]; ++k, ++l)
-            for (int64_t i = 0; i < p.kh; ++i)
-              for (int64_t j = 0; j < p.kw; ++j)
-                dw[l * taps + i * p.kw + j] +=
-                    dot(go, input + (p.indices[l] * phases + phase(i, j)) * plane + shift(i, j));
+          for (int64_t k = 0; k < p.counts[o]; ++k, ++l) {
+            for (int64_t i = 0, t = 0; i < p.kh; ++i)
+              for (int64_t j = 0; j < p.kw; ++j, ++t)
+                sources[t] = input + (p.indices[l] * phases + phase(i, j)) * plane + shift(i, j);
+            for (int64_t t = 0, n = 0; t < taps; t += n) {
+              n = taps - t < kDots ? taps - t : kDots;
+              dots_of<kDots>(n, go, sources + t, dw + l * taps + t);
+            }
+          }
           for (int64_t r = 0; r < p.ym.h; ++r)
             for (int64_t q = 0; q < p.ym.w; ++q) db[o] += go[r * p.pitch + q];
         }
@@ -179,20 +185,36 @@ struct Kernel {
     }
   }
 
-  A dot(const A* go, const A* in) const {
+  template <int B>
+  void dots_of(int64_t n, const A* go, const A* const* sources, A* sums) const {
+    if (n == B) return dots<B>(go, sources, sums);
+    if constexpr (B > 1) dots_of<B - 1>(n, go, sources, sums);
+  }
+
+  // sums[t] += the product of the gradient's plane and sources[t], for B taps.
+  template <int B>
+  void dots(const A* go, const A* const* sources, A* sums) const {
     using Mask = decltype(V<A>{} < V<A>{});
     const int tail = int(p.ym.w % lanes);
     Mask inside{};
     for (int i = 0; i < tail; ++i) inside[i] = -1;
-    V<A> acc{};
-    for (int64_t r = 0; r < p.ym.h; ++r, go += p.pitch, in += p.pitch) {
-      int64_t q = 0;
-      for (; q + lanes <= p.ym.w; q += lanes) acc += load(go + q) * load(in + q);
-      if (tail) acc += load(go + q) * (inside ? load(in + q) : V<A>{});  // behind the row: zeros, and not 0 * inf
+    V<A> acc[B]{};
+    for (int64_t r = 0, row = 0; r < p.ym.h; ++r, row += p.pitch) {
+      int64_t q = row;
+      for (; q + lanes <= row + p.ym.w; q += lanes)
+        for (int t = 0; t < B; ++t) acc[t] += load(go + q) * load(sources[t] + q);
+      if (tail)  // behind the row: zeros, and not 0 * inf
+        for (int t = 0; t < B; ++t) acc[t] += load(go + q) * (inside ? load(sources[t] + q) : V<A>{});
     }
-    A sum = 0;
-    for (int i = 0; i < lanes; ++i) sum += acc[i];
-    return sum;
+    for (int t = 0; t < B; ++t) sums[t] += sum(acc[t]);
+  }
+
+  static A sum(V<A> v) {  // in pairs: a chain of `lanes` additions would take longer than a plane's products
+    A lane[lanes];
+    store(lane, v);
+    for (int half = lanes / 2; half > 0; half /= 2)
+      for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
+    return lane[0];
   }
 
   void sum_partials(int64_t chunks) const {

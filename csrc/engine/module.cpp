@@ -1,8 +1,10 @@
 // What is not a tensor op. pybind11 appears in this folder only; importing the module registers the ops.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cstring>
 
+#include "engine/explain.h"
 #include "ops/isa.h"
 
 namespace py = pybind11;
@@ -40,6 +42,10 @@ uint64_t fingerprint(uintptr_t address, int64_t count, int64_t element_size) {
 
 PYBIND11_MODULE(_C, m) {
   m.def("cpu_capability", [] { return name_of(fastcnn::cpu_isa()); });
+  m.def("lanes", [](bool is_double) {
+    return fastcnn::lanes_of(is_double ? fastcnn::Dtype::f64 : fastcnn::Dtype::f32, fastcnn::cpu_isa());
+  });
   m.def("fingerprint", &fingerprint);
+  m.def("explain_conv2d", &fastcnn::explain_conv2d);
   m.def("supported_capability", [] { return name_of(fastcnn::supported_isa()); });
 }

@@ -47,6 +47,8 @@ Tensor avg_pool2d_backward(const Tensor& grad, const Ints& size, bool channels_l
                            const Ints& stride, const Ints& padding, bool ceil_mode, bool count_include_pad,
                            std::optional<int64_t> divisor_override) {
   check_pool_size(kOp, size);
+  const PoolGeometry g = pool_geometry(kOp, kernel, stride, padding, {1, 1});
+  check_avg_grad(kOp, grad, size, pool_output(kOp, g, size[2], size[3], ceil_mode));
   Axes a = axes(size[2], size[3], kernel, stride, padding, ceil_mode, count_include_pad, divisor_override);
   return avg_windows_backward(kOp, grad, size, channels_last, std::move(a.rows), std::move(a.columns));
 }

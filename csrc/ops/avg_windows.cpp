@@ -55,13 +55,14 @@ Tensor avg_windows(const char* op, const Tensor& input, AvgAxis rows, AvgAxis co
   return y;
 }
 
+void check_avg_grad(const char* op, const Tensor& grad, const Ints& size, Pair out) {
+  check_4d(op, "grad", grad);
+  check(grad.size(0) == size[0] && grad.size(1) == size[1] && grad.size(2) == out.h && grad.size(3) == out.w, op,
+        ": expected grad of size [", size[0], ", ", size[1], ", ", out.h, ", ", out.w, "], but got ", str(grad));
+}
+
 Tensor avg_windows_backward(const char* op, const Tensor& grad, const Ints& size, bool channels_last, AvgAxis rows,
                             AvgAxis columns) {
-  check_4d(op, "grad", grad);
-  check(grad.size(0) == size[0] && grad.size(1) == size[1] && grad.size(2) == int64_t(rows.windows.size()) &&
-            grad.size(3) == int64_t(columns.windows.size()),
-        op, ": expected grad of size [", size[0], ", ", size[1], ", ", rows.windows.size(), ", ",
-        columns.windows.size(), "], but got ", str(grad));
   const MemoryFormat format = channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
   const Tensor g = torch::stable::contiguous(grad, format);
   check_numel(op, size);

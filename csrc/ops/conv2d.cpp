@@ -40,6 +40,13 @@ ConvGeometry geometry(const char* op, const Tensor& x, const Tensor& w, const Co
   FASTCNN_CHECK(x.size(1) == w.size(1) * a.groups, op, ": Given groups=", a.groups, ", weight of size ", str(w),
         ", expected input", str(x), " to have ", w.size(1) * a.groups, " channels, but got ", x.size(1),
         " channels instead");
+  // A window's rows and columns are counted in 32 bits; a padded image's bytes, twice over, in 64.
+  const int64_t reach_h = (w.size(2) - 1) * a.dilation.h + 1, reach_w = (w.size(3) - 1) * a.dilation.w + 1;
+  FASTCNN_CHECK(reach_h < kMost && reach_w < kMost && w.size(2) * w.size(3) < kMost, op, ": expected weight of size ",
+                str(w), " with dilation (", a.dilation.h, ", ", a.dilation.w, ") to span fewer than 2^31 rows and columns");
+  const int64_t padded_h = x.size(2) + 2 * a.padding.h, padded_w = x.size(3) + 2 * a.padding.w;
+  FASTCNN_CHECK(__int128{x.size(1)} * padded_h * padded_w < __int128{1} << 56, op, ": input", str(x), " with padding (",
+                a.padding.h, ", ", a.padding.w, "): its padded size overflows");
   ConvGeometry g{};
   g.groups = a.groups, g.group_in = w.size(1), g.group_out = w.size(0) / a.groups;
   g.kh = int32_t(w.size(2)), g.kw = int32_t(w.size(3));
@@ -110,19 +117,17 @@ void run_tasks(int64_t tasks, int64_t scratch_bytes, int64_t work, const F& f) {
   });
 }
 
-// A 1x1 convolution of channels_last tensors is a matrix product: all pixels of all images become one row.
-bool one_row_of_pixels(const Conv2dParams& p) {
-  const auto dense_nhwc = [](const Map& m) { return m.sc == 1 && m.sh == m.w * m.sw && m.sn == m.h * m.sh; };
-  const ConvGeometry& g = p.g;
-  return g.kh == 1 && g.kw == 1 && g.sh == 1 && g.sw == 1 && g.ph == 0 && g.pw == 0 && g.zh == 1 && g.zw == 1 &&
-         p.xm.h == p.ym.h && p.xm.w == p.ym.w && dense_nhwc(p.xm) && dense_nhwc(p.ym) && (!p.residual || dense_nhwc(p.rm));
+// A block copies all that its windows span, however far dilation spreads them.
+void check_copy(int64_t elements) {
+  FASTCNN_CHECK(elements < int64_t{1} << 31, "conv2d: padding and dilation make a thread copy ", elements,
+                " elements of input; expected fewer than 2^31");
 }
-void to_one_row(Map& m) { m.w *= m.n * m.h, m.n = m.h = 1; }
 
 void run(Conv2dParams& p) {
-  if (one_row_of_pixels(p)) to_one_row(p.xm), to_one_row(p.ym), to_one_row(p.rm);
+  flatten_pixels(p);
   const int64_t work = p.ym.n * p.ym.h * p.ym.w * p.ym.c * p.g.kh * p.g.kw * p.g.group_in;
   const Conv2dPlan plan = plan_conv2d(p, cpu_isa(), work < kSerialWork ? 1 : num_threads());
+  check_copy(plan.scratch);
   const int64_t element = p.dtype == Dtype::f64 ? 8 : 4;
   run_tasks(plan.tasks, plan.scratch * element, work, [&](void* scratch, int64_t b, int64_t e) {
     if (plan.algorithm == ConvAlgorithm::lane_grouped)
@@ -242,6 +247,7 @@ Tensor conv2d_backward_weight(const Tensor& grad, const Tensor& input, const Int
   const Dtype dtype = dtype_of(kOp, grad);
   const Conv2dArgs a = read_args(kOp, stride, padding, dilation, groups);
   FASTCNN_CHECK(size.size() == 4, kOp, ": expected weight_size to have 4 values, but got ", size.size());
+  for (const int64_t n : size) FASTCNN_CHECK(n >= 0, kOp, ": expected weight_size of at least 0, but got ", n);
   check_4d(kOp, "grad", grad);
   check_4d(kOp, "input", input);
   check_same_dtype(kOp, "input", grad, input);
@@ -260,6 +266,7 @@ Tensor conv2d_backward_weight(const Tensor& grad, const Tensor& input, const Int
   p.x = x.const_data_ptr(), p.xm = map_of(x);
   p.grad = g.const_data_ptr(), p.gm = map_of(g);
   const Conv2dWeightGradPlan plan = plan_conv2d_weight_grad(p, cpu_isa());
+  check_copy(plan.scratch + plan.scratch_grad);
   const ScalarType type = dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float;
   const int64_t taps = int64_t{p.g.kh} * p.g.kw * p.g.group_in * plan.panels * plan.lanes;
   const bool grouped = plan.algorithm == ConvAlgorithm::lane_grouped;

@@ -47,6 +47,9 @@ struct Conv2dPlan {
   int64_t scratch;       // elements of a task's copy of x
 };
 
+// A 1x1 convolution of channels_last tensors is a matrix product: all pixels of all images become one row.
+void flatten_pixels(Conv2dParams& p);
+
 Conv2dPlan plan_conv2d(const Conv2dParams& p, Isa isa, int64_t threads);
 ConvAlgorithm choose_conv2d(const ConvGeometry& g, Dtype dtype, Isa isa);
 int32_t lanes_of(Dtype dtype, Isa isa);

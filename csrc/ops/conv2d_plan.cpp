@@ -68,6 +68,15 @@ int64_t packed_conv2d_size(const ConvGeometry& g, ConvAlgorithm algorithm, int32
   return vectors * g.kh * g.kw * g.group_in * lanes;
 }
 
+void flatten_pixels(Conv2dParams& p) {
+  const auto dense_nhwc = [](const Map& m) { return m.sc == 1 && m.sh == m.w * m.sw && m.sn == m.h * m.sh; };
+  const ConvGeometry& g = p.g;
+  const bool pointwise = g.kh == 1 && g.kw == 1 && g.sh == 1 && g.sw == 1 && g.ph == 0 && g.pw == 0 && g.zh == 1 &&
+                         g.zw == 1 && p.xm.h == p.ym.h && p.xm.w == p.ym.w;
+  if (!pointwise || !dense_nhwc(p.xm) || !dense_nhwc(p.ym) || (p.residual && !dense_nhwc(p.rm))) return;
+  for (Map* m : {&p.xm, &p.ym, &p.rm}) m->w *= m->n * m->h, m->n = m->h = 1;
+}
+
 Conv2dPlan plan_conv2d(const Conv2dParams& p, Isa isa, int64_t threads) {
   const ConvGeometry& g = p.g;
   Conv2dPlan plan{};

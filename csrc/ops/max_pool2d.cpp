@@ -28,14 +28,11 @@ MemoryFormat kernel_format(const MaxPool2dParams& m, MemoryFormat format) {
 Windows row_windows(const MaxPool2dParams& m) { return pool_windows(m.h, m.oh, m.kh, m.sh, m.ph, m.dh); }
 Windows column_windows(const MaxPool2dParams& m) { return pool_windows(m.w, m.ow, m.kw, m.sw, m.pw, m.dw); }
 
-// Runs a kernel over `count` tasks that read about `reads` elements each.
+// Runs a kernel over `count` tasks that read about `reads` elements each, with `bytes` of scratch.
 template <class Kernel>
-void run(MaxPool2dParams& m, const Windows& rows, const Windows& columns, int64_t count, int64_t reads, Kernel kernel) {
-  m.rows = rows.data(), m.columns = columns.data();
-  parallel_for(count, pool_grain(reads), [&](int64_t begin, int64_t end) {
-    auto* memory = static_cast<char*>(Scratch::get(m.scratch_bytes()));
-    kernel(m, memory, begin, end);
-  });
+void run(const MaxPool2dParams& m, int64_t count, int64_t reads, int64_t bytes, Kernel kernel) {
+  parallel_for(count, pool_grain(reads),
+               [&](int64_t begin, int64_t end) { kernel(m, static_cast<char*>(Scratch::get(bytes)), begin, end); });
 }
 
 void set_layout(MaxPool2dParams& m, MemoryFormat format, int64_t rows) {
@@ -61,7 +58,9 @@ Tensor forward(const Tensor& input, const Ints& kernel, const Ints& stride, cons
     if (argmax) m.argmax = argmax->mutable_data_ptr();
     set_layout(m, format, m.n * m.oh);
     const int64_t reads = m.ow * m.kh * m.kw * (m.channels_last ? m.channel_block : 1);
-    run(m, row_windows(m), column_windows(m), m.tasks(), reads, FASTCNN_CPU(max_pool2d));
+    const Windows rows = row_windows(m), columns = column_windows(m);
+    m.rows = rows.data(), m.columns = columns.data();
+    run(m, m.tasks(), reads, m.scratch_bytes(), FASTCNN_CPU(max_pool2d));
   }
   if (argmax) *argmax = torch::stable::contiguous(*argmax, wanted);
   return torch::stable::contiguous(y, wanted);
@@ -79,13 +78,29 @@ Tensor max_pool2d_values(const Tensor& x, const Ints& kernel, const Ints& stride
   return forward(x, kernel, stride, padding, dilation, ceil_mode, nullptr);
 }
 
-// argmax as forward made it for an input of `size`.
+// The largest value, negative ones as very large: without branches, for the compiler to vectorise.
+template <class Unsigned>
+Unsigned largest(const void* data, int64_t count) {
+  const Unsigned* v = static_cast<const Unsigned*>(data);
+  Unsigned most = 0;
+  for (int64_t i = 0; i < count; ++i) most = v[i] > most ? v[i] : most;
+  return most;
+}
+
+// argmax, dense, as forward made it for an input of these sizes: kernels follow it without looking.
 void check_argmax(const MaxPool2dParams& m, const Tensor& argmax) {
   const ScalarType type = m.wide_argmax ? ScalarType::Int : ScalarType::Byte;
   check_4d(kOp, "argmax", argmax);
   check(argmax.scalar_type() == type, kOp, ": expected argmax of dtype ", m.wide_argmax ? "int32" : "uint8");
   check(argmax.size(0) == m.n && argmax.size(1) == m.c && argmax.size(2) == m.oh && argmax.size(3) == m.ow, kOp,
         ": expected argmax of size [", m.n, ", ", m.c, ", ", m.oh, ", ", m.ow, "], but got ", str(argmax));
+}
+
+void check_positions(const MaxPool2dParams& m, const Tensor& argmax) {
+  const int64_t count = argmax.numel();
+  const int64_t most = m.wide_argmax ? largest<uint32_t>(argmax.const_data_ptr(), count)
+                                     : largest<uint8_t>(argmax.const_data_ptr(), count);
+  check(count == 0 || most < m.kh * m.kw, kOp, ": expected argmax below ", m.kh * m.kw, ", but it holds ", most);
 }
 
 Tensor backward(const Tensor& grad, const Tensor& argmax, const Ints& size, const Ints& kernel, const Ints& stride,
@@ -99,14 +114,16 @@ Tensor backward(const Tensor& grad, const Tensor& argmax, const Ints& size, cons
   check(str(grad) == str(argmax), kOp, ": expected grad of argmax's size ", str(argmax), ", but got ", str(grad));
   const MemoryFormat wanted = format_of(argmax), format = kernel_format(m, wanted);
   const Tensor g = torch::stable::contiguous(grad, format), at = torch::stable::contiguous(argmax, format);
+  check_positions(m, at);
   check_numel(kOp, size);
   Tensor gx = empty(size, g, format);
   if (gx.numel()) {
     m.x = g.const_data_ptr(), m.y = gx.mutable_data_ptr(), m.argmax = const_cast<void*>(at.const_data_ptr());
     set_layout(m, format, m.n * m.h);
-    const int64_t reads = m.ow * m.kw * (m.channels_last ? m.channel_block : 1);
-    run(m, transposed(row_windows(m), m.h), transposed(column_windows(m), m.w), m.backward_tasks(), reads,
-        FASTCNN_CPU(max_pool2d_backward));
+    const Windows rows = transposed(row_windows(m), m.h), columns = transposed(column_windows(m), m.w);
+    m.rows = rows.data(), m.columns = columns.data();
+    const int64_t reads = m.n * m.c * (m.h * m.w + m.oh * m.ow) / m.backward_tasks();
+    run(m, m.backward_tasks(), reads, m.backward_scratch_bytes(), FASTCNN_CPU(max_pool2d_backward));
   }
   return torch::stable::contiguous(gx, wanted);
 }
@@ -121,12 +138,13 @@ Tensor gather(const Tensor& input, const Tensor& argmax, const Ints& kernel, con
   check_argmax(m, argmax);
   const MemoryFormat format = format_of(argmax);
   const Tensor x = torch::stable::contiguous(input, format), at = torch::stable::contiguous(argmax, format);
+  check_positions(m, at);
   Tensor y = empty({m.n, m.c, m.oh, m.ow}, x, format);
   if (y.numel()) {
     m.x = x.const_data_ptr(), m.y = y.mutable_data_ptr(), m.argmax = const_cast<void*>(at.const_data_ptr());
     set_layout(m, format, m.n * m.oh);
-    const int64_t reads = m.ow * (m.channels_last ? m.channel_block : 1);
-    run(m, {}, {}, m.tasks(), reads, FASTCNN_CPU(max_pool2d_gather));
+    const int64_t reads = m.ow * (m.channels_last ? m.c : 1);
+    run(m, m.gather_tasks(), reads, 0, FASTCNN_CPU(max_pool2d_gather));
   }
   return y;
 }

@@ -3,12 +3,16 @@
 //   argmax[n,c,p,q] = i*kw+j of the first maximum in raster order, or of the last NaN (ATen's rules).
 //   backward: gx[n,c,h,w] = sum of g[n,c,p,q] over the windows (p,q) whose argmax is at (h,w), in raster order;
 //   gather: y[n,c,p,q] = x[n,c] at the place that argmax[n,c,p,q] names.
+// A window that holds no position of x (dilation can step over it) has y = -inf and an argmax outside x: no gradient.
 #pragma once
 #include "ops/dtype.h"
 #include "ops/isa.h"
 #include "ops/window.h"
 
 namespace fastcnn {
+
+constexpr int64_t kScatterChannels = 16;  // a cache line of floats
+constexpr int64_t kMostByPlace = 16;      // windows that cover a place, above which scattering them is cheaper
 
 // Plain data: the same struct serves CPU, CUDA and the inference plan. Tensors are dense NHWC or NCHW.
 struct MaxPool2dParams {
@@ -25,19 +29,29 @@ struct MaxPool2dParams {
   int64_t channel_block;  // NHWC: channels a task
 
   int64_t blocks() const { return (c + channel_block - 1) / channel_block; }
-  // Independent tasks: output rows of every plane (NCHW) or of every image and channel block (NHWC).
+  // Independent tasks: of forward output rows of every plane (NCHW) or of every image and channel block (NHWC) ...
   int64_t tasks() const { return channels_last ? n * oh * blocks() : n * c * oh; }
-  int64_t backward_tasks() const { return channels_last ? n * h * blocks() : n * c * h; }
+  // ... of gather output rows, and of backward input rows, or planes (of NHWC: groups of channels) where it scatters.
+  int64_t gather_tasks() const { return channels_last ? n * oh : n * c * oh; }
+  bool scatters() const { return !channels_last || kh * kw > kMostByPlace * sh * sw; }
+  int64_t scatter_blocks() const { return (c + kScatterChannels - 1) / kScatterChannels; }
+  int64_t backward_tasks() const {
+    return !channels_last ? n * c : scatters() ? n * scatter_blocks() : n * h * blocks();
+  }
   int64_t ring_slots() const { return (kw - 1) * dw + 1 < w ? (kw - 1) * dw + 1 : w; }
   PhasedRow row() const { return PhasedRow(w, ow, kw, sw, pw, dw); }
   // Windows that may hold one input position.
   int64_t most_covering() const { return (kh < oh ? kh : oh) * (kw < ow ? kw : ow); }
-  // Bytes of scratch that a call of a kernel needs.
+  // Bytes of scratch that a call of the forward kernel needs, and one of the others.
   int64_t scratch_bytes() const {
     constexpr int64_t kWord = 8, kParts = 8 * 64;
-    if (channels_last) return kWord * (w + ring_slots() * channel_block + 2 * most_covering()) + kParts;
-    const int64_t highest = h > oh ? h : oh, lines = 2 + 4 * (kh < highest ? kh : highest);
-    return kWord * (lines * (row().size() + 2 * kMostLanes) + 2 * kw + ow) + kParts;
+    if (channels_last) return kWord * (w + ring_slots() * channel_block) + kParts;
+    return kWord * ((2 + (kh < h ? kh : h)) * (row().size() + 8) + kw + ow + kMostLanes) + kParts;
+  }
+  int64_t backward_scratch_bytes() const {
+    constexpr int64_t kWord = 8, kParts = 8 * 64, kPlaces = 256;
+    if (!scatters()) return kWord * 2 * most_covering() + kParts;
+    return kWord * (kPlaces + h * w * (channels_last ? kScatterChannels : 1)) + kParts;
   }
 };
 

@@ -128,7 +128,7 @@ std::tuple<Tensor, Tensor> sparse_conv2d_backward_weight(const Tensor& grad, con
   p.xm = map_of(x), p.ym = map_of(g);
   p.g = g.const_data_ptr(), p.x = x.const_data_ptr(), p.dw = dw.mutable_data_ptr(), p.db = db.mutable_data_ptr();
   p.chunk = std::max<int64_t>((p.ym.n + kChunks - 1) / kChunks, 1);
-  p.scratch = input_planes(p) + gradient_planes(p);
+  p.scratch = 2 * p.kh * p.kw + input_planes(p) + gradient_planes(p);
   const int64_t chunks = (p.ym.n + p.chunk - 1) / p.chunk;
   std::vector<double> partial(chunks * (p.links * p.kh * p.kw + p.ym.c));
   p.partial = partial.data();

@@ -6,6 +6,7 @@ from typing import Annotated
 import torch
 import typer
 
+from fastcnn._config import config
 from fastcnn.models import list_models
 
 
@@ -35,6 +36,12 @@ Model = Annotated[str, typer.Argument(callback=_one, help="Name of a model.")]
 Models = Annotated[list[str] | None, typer.Argument(callback=_several, help="Names of models; all by default.")]
 Threads = Annotated[int | None, typer.Option(min=1, callback=_set_threads, help="Threads; by default torch's.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def refuse_disabled() -> None:
+    """Ends a comparison of fastcnn with stock PyTorch that would compare PyTorch with itself."""
+    if config.disabled:
+        raise typer.BadParameter("FASTCNN_DISABLE is set, so that nothing of fastcnn would run; unset it")
 
 
 def sizes(text: str) -> tuple[int, ...]:

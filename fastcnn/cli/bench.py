@@ -11,7 +11,7 @@ from fastcnn.models import get_model
 from fastcnn.models.layers import Comparison, time_alternated
 from fastcnn.models.verify import example_batch, fixed_seed, loss_of, relative_error
 
-from ._arguments import Json, Models, Threads
+from ._arguments import Json, Models, Threads, refuse_disabled
 from ._output import log, milliseconds, print_json, progress, stdout, table
 
 # ||fastcnn - PyTorch|| / ||PyTorch|| of a network's output, above which nothing is timed. Both round some 1e4 terms per
@@ -57,6 +57,7 @@ def bench(
     json: Json = False,
 ) -> None:
     """Time networks against eager PyTorch in channels_last, in turns; exit status 1 if an output is wrong."""
+    refuse_disabled()
     log(f"{threads} threads, {fastcnn.cpu_capability()} kernels, torch {torch.__version__}, medians of {runs} runs")
     measured: list[tuple[int, Comparison]] = []
     cases = [(name, size) for name in models or [] for size in batch or (1, 16)]

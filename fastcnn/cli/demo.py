@@ -12,7 +12,7 @@ from fastcnn.demo.training import EPOCHS, GOAL, Training, train_lenet5
 from fastcnn.models import alexnet
 from fastcnn.models.verify import example_batch, fixed_seed, verify
 
-from ._arguments import Threads
+from ._arguments import Threads, refuse_disabled
 from ._output import log, milliseconds, progress, stdout, table, working
 from .doctor import examine, healthy
 from .doctor import report as print_findings
@@ -46,6 +46,7 @@ def demo(
 
     Exit status 1 if the accuracy is below 97 % or a check fails.
     """
+    refuse_disabled()
     started = time.perf_counter()
     for module in ("sklearn", "matplotlib", "jinja2"):
         need(module)

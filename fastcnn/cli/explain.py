@@ -10,8 +10,8 @@ from fastcnn import nn as fnn
 from fastcnn.models import get_model, list_models
 from fastcnn.models.verify import example_batch
 
-from ._arguments import sizes
-from ._output import stdout
+from ._arguments import Json, sizes
+from ._output import print_json, stdout
 
 OPS = ("conv2d", "max_pool2d", "avg_pool2d", "local_response_norm")
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -27,6 +27,7 @@ def explain(
     dilation: Annotated[int, typer.Option(min=1)] = 1,
     groups: Annotated[int, typer.Option(min=1)] = 1,
     dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "float32",
+    json: Json = False,
 ) -> None:
     """Print which kernel runs for a model's layers or for one op, with which tile, and why."""
     if dtype not in DTYPES:
@@ -55,5 +56,11 @@ def explain(
     else:
         expected = ", ".join([*list_models(), *OPS])
         raise typer.BadParameter(f"expected a model or an op ({expected}), but got {what!r}")
-    explanation = fastcnn.explain(module, shape, dtype=DTYPES[dtype])
-    stdout().print(str(explanation), markup=False, soft_wrap=True)
+    try:
+        explanation = fastcnn.explain(module.to(DTYPES[dtype]), shape, dtype=DTYPES[dtype])
+    except RuntimeError as error:  # input that does not fit
+        raise typer.BadParameter(str(error)) from error
+    if json:
+        print_json(explanation.to_dict())
+    else:
+        stdout().print(str(explanation), markup=False, soft_wrap=True)

@@ -8,7 +8,7 @@ from fastcnn.models import get_model
 from fastcnn.models.verify import Verification, example_batch, fixed_seed
 from fastcnn.models.verify import verify as verify_model
 
-from ._arguments import Json, Model, Threads
+from ._arguments import Json, Model, Threads, refuse_disabled
 from ._output import print_json, stdout, table, working
 
 
@@ -40,6 +40,7 @@ def verify(
     json: Json = False,
 ) -> None:
     """Compare outputs, loss and gradients with stock PyTorch and float64; exit status 1 if an error is too large."""
+    refuse_disabled()
     with working(f"verifying {model}, batch {batch}, {threads} threads"), fixed_seed(seed):
         network = get_model(model)
         result = verify_model(network, *example_batch(model, batch, seed), name=model)

@@ -2,7 +2,7 @@
 
 from ._registry import get_model, list_models
 from .alexnet import AlexNet, AlexNetOWT, alexnet, alexnet_owt
-from .lenet import LeNet5, lenet5, lenet5_dense
+from .lenet import LeNet5, lenet5, lenet5_dense, rbf_loss
 
 __all__ = [
     "AlexNet",
@@ -14,4 +14,5 @@ __all__ = [
     "lenet5",
     "lenet5_dense",
     "list_models",
+    "rbf_loss",
 ]

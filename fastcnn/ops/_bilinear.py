@@ -8,9 +8,8 @@ from collections.abc import Callable
 from types import SimpleNamespace
 
 import torch
-from torch.library import register_fake
 
-from ._define import Differentiable, autocast, fold, memory_format
+from ._define import Differentiable, autocast, fold, memory_format, register_fake
 
 
 def bilinear(namespace: str, name: str, out_size: Callable, weight_size: Callable, describe: Callable):

@@ -114,3 +114,27 @@ def autocast(namespace: str, name: str, op) -> None:
 
 
 _libraries: list[torch.library.Library] = []  # a registration lives as long as its Library
+
+
+def register_fake(name: str, fake: Callable) -> None:
+    """torch.library.register_fake, with the checks of the kernels that a fake kernel's own arithmetic relies on.
+
+    It also runs for a CPU tensor beside a meta one, and would then return memory that nobody has written.
+    """
+    namespace, op = name.split("::")
+    schema = getattr(getattr(torch.ops, namespace), op.removesuffix(".default")).default._schema
+    least = {"kernel_size": 1, "stride": 1, "dilation": 1}
+
+    def checked(*args):
+        tensors = [(a.name, v) for a, v in zip(schema.arguments, args) if isinstance(v, torch.Tensor)]
+        if any(t.device != tensors[0][1].device for _, t in tensors):
+            devices = ", ".join(f"{argument} on {t.device}" for argument, t in tensors)
+            raise RuntimeError(f"{op}: expected all tensors on one device, but got {devices}")
+        for argument, v in zip(schema.arguments, args):
+            if argument.N and len(v) != argument.N:
+                raise RuntimeError(f"{op}: expected {argument.name} to have {argument.N} values, but got {len(v)}")
+            if argument.name in least and any(i < least[argument.name] for i in v):
+                raise RuntimeError(f"{op}: expected {argument.name} of at least {least[argument.name]}, but got {v}")
+        return fake(*args)
+
+    torch.library.register_fake(name, checked)

@@ -24,6 +24,10 @@ def pair(function: str, name: str, v) -> tuple[int, int]:
         return v
     if isinstance(v, (int, torch.SymInt)):
         return (v, v)
+    if not isinstance(v, (tuple, list)):
+        if not hasattr(v, "__index__"):  # NumPy's integers have it
+            raise TypeError(f"{function}: expected {name} to be an int or a pair of ints, but got {v!r}")
+        return (int(v), int(v))
     if len(v) not in (1, 2):
         raise RuntimeError(f"{function}: expected {name} to be an int or a pair of ints, but got {tuple(v)}")
     return (v[0], v[-1])

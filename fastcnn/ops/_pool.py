@@ -4,9 +4,8 @@ from collections.abc import Callable
 from types import SimpleNamespace
 
 import torch
-from torch.library import register_fake
 
-from ._define import Differentiable, fold, memory_format
+from ._define import Differentiable, fold, memory_format, register_fake
 
 
 def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool) -> int:

@@ -4,13 +4,12 @@ import itertools
 from types import SimpleNamespace
 
 import torch
-from torch.library import register_fake
 from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from .. import _library, _packed
 from .._config import ACCURACIES, config
-from ._define import Differentiable, autocast, fold, memory_format
+from ._define import Differentiable, autocast, fold, memory_format, register_fake
 from ._face import batched, dispatch, log, native, pair, tracing
 
 
@@ -56,6 +55,16 @@ def define(namespace: str) -> SimpleNamespace:
     def weight_fake(grad, x, weight_size, stride, padding, dilation, groups):
         return torch.empty(weight_size, dtype=grad.dtype, device=grad.device)
 
+    def pack_fake(weight, groups):
+        double = weight.dtype == torch.float64
+        lanes = _library._C.lanes(double)
+        outputs, inputs, kh, kw = weight.shape
+        side_by_side = groups > 1 and outputs == inputs * groups and inputs in (1, 2, 4, 8) and inputs <= lanes
+        vectors = -(-outputs // lanes) if side_by_side else groups * -(-(outputs // groups) // lanes)
+        dtype = torch.float64 if double else torch.float32
+        return torch.empty(vectors * kh * kw * inputs * lanes, dtype=dtype, device=weight.device)
+
+    register_fake(f"{namespace}::_pack_weight", pack_fake)
     register_fake(f"{namespace}::conv2d", conv_fake)
     register_fake(f"{namespace}::_conv2d", raw_fake)
     register_fake(f"{namespace}::conv2d_backward_input", input_fake)
@@ -132,13 +141,12 @@ def reference(x, weight, bias, residual, stride, padding, dilation, groups, relu
     outputs, inputs, kh, kw = weight.shape
     oh = output_size(x.shape[2], kh, sh, ph, dh)
     ow = output_size(x.shape[3], kw, sw, pw, dw)
-    padded = torch.nn.functional.pad(x, (pw, pw, ph, ph))
+    padded = torch.nn.functional.pad(x, (pw, pw, ph, ph)).unflatten(1, (groups, inputs))
+    weight = weight.unflatten(0, (groups, -1))
     y = torch.zeros(x.shape[0], outputs, oh, ow, dtype=torch.float64)
-    for o, i, j in itertools.product(range(outputs), range(kh), range(kw)):
-        group = o // (outputs // groups)
-        channels = padded[:, group * inputs : (group + 1) * inputs]
-        taps = channels[:, :, i * dh : i * dh + (oh - 1) * sh + 1 : sh, j * dw : j * dw + (ow - 1) * sw + 1 : sw]
-        y[:, o] += (weight[o, :, i, j].view(-1, 1, 1) * taps).sum(1)
+    for i, j in itertools.product(range(kh), range(kw)):
+        taps = padded[..., i * dh : i * dh + (oh - 1) * sh + 1 : sh, j * dw : j * dw + (ow - 1) * sw + 1 : sw]
+        y = y + torch.einsum("ngchw,goc->ngohw", taps, weight[..., i, j]).flatten(1, 2)
     if bias is not None:
         y += bias.double().view(-1, 1, 1)
     if residual is not None:
@@ -177,11 +185,12 @@ def conv2d(
         y = torch.nn.functional.conv2d(input, weight, bias, stride, padding, dilation, groups)
         y = y if residual is None else y + residual
         return y.relu() if activation else y
-    if not weight.is_cpu or (bias is not None and not bias.is_cpu):
-        raise RuntimeError(
-            f"conv2d: expected input, weight and bias on one device, but got input on {input.device}, weight on "
-            f"{weight.device}{'' if bias is None else f', bias on {bias.device}'}"
-        )
+    if not (
+        getattr(weight, "is_cpu", False)
+        and (bias is None or getattr(bias, "is_cpu", False))
+        and (residual is None or getattr(residual, "is_cpu", False))
+    ):
+        _refuse(weight=weight, bias=bias, residual=residual)
     if torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
         input, weight, bias, residual = (
@@ -212,6 +221,15 @@ def conv2d(
         geometry = (*stride, *padding, *dilation, groups)
         y = ops.raw(x, weight, _packed.cache.get(weight, groups), bias, residual, geometry, relu, level)
     return y if x is input or input.dim() == 4 else y.squeeze(0)
+
+
+def _refuse(**tensors) -> None:
+    """Says what is wrong with tensors that do not all lie on the CPU beside input."""
+    for name, t in tensors.items():
+        if not isinstance(t, torch.Tensor) and (t is not None or name == "weight"):
+            raise TypeError(f"conv2d: expected {name} to be a Tensor, but got {type(t).__name__}")
+    devices = ", ".join(f"{name} on {t.device}" for name, t in tensors.items() if t is not None)
+    raise RuntimeError(f"conv2d: expected all tensors on one device, but got input on cpu, {devices}")
 
 
 def _pad_by_name(x, weight, padding, stride, dilation):

@@ -4,11 +4,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch.library import register_fake
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from .. import _library
-from ._define import Differentiable, fold, memory_format
+from ._define import Differentiable, fold, memory_format, register_fake
 from ._face import dispatch, native
 
 

@@ -1,0 +1,178 @@
+"""Which kernel runs for a call, with which tile, why, what else was considered and how to choose otherwise."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from functools import partial
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from . import _library
+from ._config import config
+
+# Stock kernels that a fastcnn function falls back to. Others (linear, dropout, ...) are no business of fastcnn's.
+STOCK = {
+    "convolution", "convolution_overrideable", "mkldnn_convolution", "max_pool2d_with_indices", "avg_pool2d",
+    "_adaptive_avg_pool2d", "adaptive_avg_pool2d", "avg_pool3d",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One dispatched kernel."""
+
+    where: str  # module path, or '' for a plain call
+    op: str
+    input: str
+    kernel: str
+    tile: str
+    why: str
+    considered: list[str] = field(default_factory=list)
+    override: str = ""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `explain` found: one Choice per dispatched kernel, in the order of the calls."""
+
+    rows: list[Choice]
+
+    def to_dict(self) -> list[dict]:
+        """The rows as plain data."""
+        return [asdict(row) for row in self.rows]
+
+    def __str__(self) -> str:
+        blocks = []
+        for row in self.rows:
+            lines = [f"{row.where or row.op}: {row.op} {row.input}", f"  kernel:     {row.kernel}"]
+            lines += [f"  tile:       {row.tile}"] if row.tile else []
+            lines += [f"  why:        {row.why}"]
+            lines += [f"  considered: {other}" for other in row.considered]
+            lines += [f"  override:   {row.override}"] if row.override else []
+            blocks.append("\n".join(lines))
+        return "\n".join(blocks) if blocks else "no call that fastcnn has a kernel for"
+
+
+def _describe(x: torch.Tensor) -> str:
+    layout = "channels_last" if x.dim() == 4 and x.stride(1) == 1 and x.shape[1] > 1 else "contiguous"
+    return f"{str(x.dtype).removeprefix('torch.')} {'x'.join(map(str, x.shape))} {layout}"
+
+
+def _conv2d(where: str, x: torch.Tensor, weight: torch.Tensor, geometry: tuple[int, ...]) -> Choice:
+    channels_last = x.stride(1) == 1 and x.shape[1] > 1
+    plan = _library._C.explain_conv2d(
+        tuple(x.shape), tuple(weight.shape), geometry, x.element_size(), x.dtype == torch.float64, channels_last
+    )
+    isa, groups = _library.cpu_capability(), geometry[6]
+    considered = ["winograd: not built yet; the direct sum is exact in every accuracy mode"]
+    if plan["algorithm"] == "lane_grouped":
+        why = f"{weight.shape[1]} channels in and out per group: whole groups lie side by side in a vector"
+        considered.append("direct: would leave most lanes of a vector idle")
+        tile = f"up to 8 pixels x {plan['lanes']} channels"
+    else:
+        why = "any geometry: pixels x output channels in registers, inputs broadcast, weights packed"
+        pixels, narrow = (14, 7) if isa == "avx512" else (6, 3)
+        tile = f"{pixels} pixels x {2 * plan['lanes']} output channels"
+        if plan["cols"] <= narrow and plan["panels"] > 2:
+            tile = f"{narrow} pixels x {4 * plan['lanes']} output channels (the map is narrow)"
+        if groups > 1:
+            considered.append("lane_grouped: needs 1, 2, 4 or 8 channels per group, as many in as out")
+    if plan["one_row"]:
+        why += "; 1x1: all pixels as one row"
+    if plan["staged"]:
+        why += f"; input copied in blocks of {plan['scratch_bytes'] // 1024} KiB: padding, layout or dtype"
+    tile += f"; {plan['tasks']} tasks of {plan['rows']}x{plan['cols']} pixels"
+    return Choice(
+        where, "conv2d", f"{_describe(x)}, weight {'x'.join(map(str, weight.shape))}, groups {groups}",
+        f"{plan['algorithm']} ({isa})", tile, why, considered,
+        "FASTCNN_CPU_CAPABILITY lowers the instruction set, FASTCNN_DISABLE=1 runs stock PyTorch",
+    )  # fmt: skip
+
+
+def _other(where: str, name: str, x: torch.Tensor) -> Choice:
+    lanes = "channels" if x.dim() == 4 and x.stride(1) == 1 and x.shape[1] > 1 else "pixels"
+    kernel = f"{name} ({_library.cpu_capability()})"
+    return Choice(where, name, _describe(x), kernel, "", f"the only kernel; vectors over {lanes}, as they lie in memory")
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.rows: list[Choice] = []
+        self.path: list[str] = []
+
+    def enter(self, name: str, module, args) -> None:
+        """A forward pre-hook: what is dispatched from now on belongs to this module."""
+        self.path.append(name)
+
+    def leave(self, module, args, output) -> None:
+        """A forward hook."""
+        self.path.pop()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        where, name = self.path[-1] if self.path else "", func._opname
+        if func.namespace == "fastcnn" and not name.startswith("_pack"):
+            if name in ("conv2d", "_conv2d"):
+                geometry = args[5] if name == "_conv2d" else (*args[4], *args[5], *args[6], args[7])
+                self.rows.append(_conv2d(where, args[0], args[1], tuple(geometry)))
+            else:
+                self.rows.append(_other(where, name.strip("_").removesuffix("_values"), args[0]))
+        elif name in STOCK:
+            x = args[0]
+            if config.disabled:
+                why = "FASTCNN_DISABLE is set"
+            elif x.device.type != "cpu":
+                why = f"fastcnn has no {x.device.type} kernel for it"
+            elif x.dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+                why = "a stock module or function, not fastcnn's"
+            else:
+                why = f"fastcnn computes floating-point tensors, not {x.dtype}"
+            self.rows.append(Choice(where, name, _describe(x), "stock PyTorch (ATen)", "", why))
+        return func(*args, **(kwargs or {}))
+
+
+def explain(
+    module_or_op: torch.nn.Module | Callable | str,
+    *shapes: tuple[int, ...],
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+) -> Explanation:
+    """Which kernel runs for each call that module_or_op makes on inputs of these shapes, and why.
+
+    module_or_op: a module (run in evaluation mode) or any function of tensors, such as
+    ``functools.partial(F.max_pool2d, kernel_size=3, stride=2)``; a string names a function of fastcnn.functional.
+    shapes: one for each tensor argument. Runs it once, on zeros of `dtype` (by default the module's, else float32)
+    on `device`.
+    """
+    if isinstance(module_or_op, str):
+        from . import functional
+
+        module_or_op = getattr(functional, module_or_op)
+    for shape in shapes:
+        if math.prod(shape) < 0:
+            raise ValueError(f"explain: expected sizes of at least 0, but got {tuple(shape)}")
+    if dtype is None:
+        parameters = module_or_op.parameters() if isinstance(module_or_op, torch.nn.Module) else iter(())
+        dtype = next((p.dtype for p in parameters), torch.float32)
+    inputs = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
+    recorder = _Recorder()
+    with contextlib.ExitStack() as undo, torch.no_grad():
+        if isinstance(module_or_op, torch.nn.Module):
+            for name, m in module_or_op.named_modules():
+                undo.callback(setattr, m, "training", m.training)
+                m.training = False
+                undo.enter_context(_hook(m.register_forward_pre_hook(partial(recorder.enter, name))))
+                undo.enter_context(_hook(m.register_forward_hook(recorder.leave, always_call=True)))
+        with recorder:
+            module_or_op(*inputs)
+    return Explanation(recorder.rows)
+
+
+@contextlib.contextmanager
+def _hook(handle) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,70 @@
+"""Builds fastcnn's native library with AddressSanitizer and UndefinedBehaviorSanitizer, beside the package's own.
+
+`python -m tests.sanitize.build` leaves a copy of the package on that library in build/sanitize/package and a library
+with one planted fault of each kind in build/sanitize/planted.so. Only what has changed is compiled.
+"""
+
+import importlib.machinery
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+OUT = ROOT / "build" / "sanitize"
+PACKAGE = OUT / "package"
+PLANTED = OUT / "planted.so"
+CXX = os.environ.get("CXX", "g++")
+SANITIZE = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-O1", "-g1"]
+
+
+def runtime(name: str) -> str:
+    """The compiler's own copy of a runtime library, for LD_PRELOAD."""
+    return subprocess.run([CXX, f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def build() -> None:
+    """Compiles what is stale, by two compilers at a time, and lays out the package."""
+    sys.path.insert(0, str(ROOT))
+    from build_compile import ISA, X86, stale, torch
+
+    assert torch is not None
+    flags = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", *SANITIZE]
+    flags += [f"-I{ROOT / 'csrc'}", "-isystem", str(torch / "include"), "-isystem", sysconfig.get_path("include")]
+    flags += ["-DTORCH_TARGET_VERSION=0x020b000000000000", *(["-DFASTCNN_X86=1"] if X86 else [])]
+
+    jobs = []  # object, source, flags of its own
+    for isa in ISA if X86 else ["baseline"]:
+        for source in sorted((ROOT / "csrc/cpu").glob("*.cpp")):
+            jobs.append((OUT / isa / f"{source.stem}.o", source, [*ISA[isa], f"-DFASTCNN_ISA={isa}"]))
+    for folder in ("ops", "engine"):
+        for source in sorted((ROOT / "csrc" / folder).glob("*.cpp")):
+            jobs.append((OUT / folder / f"{source.stem}.o", source, []))
+    planted = OUT / "planted.o"
+    jobs.append((planted, ROOT / "tests/sanitize/planted.cpp", []))
+
+    def compile(job):
+        target, source, own = job
+        target.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run([CXX, *flags, *own, "-MMD", "-c", str(source), "-o", str(target)], check=True)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(compile, [job for job in jobs if stale(str(job[0]))]))
+
+    shutil.rmtree(PACKAGE, ignore_errors=True)
+    for folder in ("fastcnn", "tests"):
+        shutil.copytree(ROOT / folder, PACKAGE / folder, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    shutil.copytree(ROOT / "kernels", PACKAGE / "fastcnn" / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", PACKAGE)
+    library = PACKAGE / "fastcnn" / f"_C{importlib.machinery.EXTENSION_SUFFIXES[0]}"
+    objects = [str(target) for target, _, _ in jobs if target != planted]
+    link = [CXX, "-shared", *SANITIZE]
+    subprocess.run([*link, *objects, f"-L{torch / 'lib'}", "-ltorch_cpu", "-o", str(library)], check=True)
+    subprocess.run([*link, str(planted), "-o", str(PLANTED)], check=True)
+
+
+if __name__ == "__main__":
+    build()
