@@ -46,6 +46,7 @@ class Build(build_ext):
     def finalize_options(self):
         super().finalize_options()
         self.build_temp = f"build/temp-{sys.implementation.cache_tag}"  # an editable build's own is thrown away
+        self.force = True  # setuptools knows neither headers nor kernel sources; compile_stale does
 
     def build_extension(self, ext):
         if torch is None:

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from . import _library
+from . import _library, functional
 from ._config import config
 
 # Stock kernels that a fastcnn function falls back to. Others (linear, dropout, ...) are no business of fastcnn's.
@@ -146,27 +146,24 @@ def explain(
     shapes: one for each tensor argument. Runs it once, on zeros of `dtype` (by default the module's, else float32)
     on `device`.
     """
-    if isinstance(module_or_op, str):
-        from . import functional
-
-        module_or_op = getattr(functional, module_or_op)
+    call = getattr(functional, module_or_op) if isinstance(module_or_op, str) else module_or_op
     for shape in shapes:
         if math.prod(shape) < 0:
             raise ValueError(f"explain: expected sizes of at least 0, but got {tuple(shape)}")
     if dtype is None:
-        parameters = module_or_op.parameters() if isinstance(module_or_op, torch.nn.Module) else iter(())
+        parameters = call.parameters() if isinstance(call, torch.nn.Module) else iter(())
         dtype = next((p.dtype for p in parameters), torch.float32)
     inputs = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
     recorder = _Recorder()
     with contextlib.ExitStack() as undo, torch.no_grad():
-        if isinstance(module_or_op, torch.nn.Module):
-            for name, m in module_or_op.named_modules():
+        if isinstance(call, torch.nn.Module):
+            for name, m in call.named_modules():
                 undo.callback(setattr, m, "training", m.training)
                 m.training = False
                 undo.enter_context(_hook(m.register_forward_pre_hook(partial(recorder.enter, name))))
                 undo.enter_context(_hook(m.register_forward_hook(recorder.leave, always_call=True)))
         with recorder:
-            module_or_op(*inputs)
+            call(*inputs)
     return Explanation(recorder.rows)
 
 

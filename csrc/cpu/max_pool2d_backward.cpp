@@ -30,7 +30,7 @@ void scatter(const MaxPool2dParams& p, Parts parts, int64_t begin, int64_t end) 
   // Positions in memory's width are few enough for a table; of wide ones each is worked out.
   constexpr int64_t tabled = sizeof(Index) == 1 ? 256 : 0;
   int64_t* offsets = parts.take<int64_t>(tabled);
-  for (int64_t at = 0; at < tabled; ++at) offsets[at] = Place(p, at).offset;
+  for (int64_t at = 0; at < tabled && at < p.kh * p.kw; ++at) offsets[at] = Place(p, at).offset;
   A* sums = in_place ? nullptr : parts.take<A>(p.h * p.w * held);
 
   for (int64_t task = begin; task < end; ++task) {

@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from .._library import load_error
+
 transforming = torch._C._are_functorch_transforms_active
 
 
@@ -25,9 +27,7 @@ class Differentiable:
         torch.library.register_vmap(op, vmap(op))
         members: dict[str, Any] = {"forward": lambda *args: op(*args), "setup_context": save, "backward": grad}
         members["vmap"] = vmap(self)
-        self._transformed = type(
-            f"{op._opname}_transformed", (torch.autograd.Function,), {k: staticmethod(v) for k, v in members.items()}
-        )
+        self._transformed = _function(f"{op._opname}_transformed", members)
 
         self.raw = raw or op
 
@@ -36,11 +36,20 @@ class Differentiable:
             save(ctx, args, output)
             return output
 
-        members = {"forward": staticmethod(forward), "backward": staticmethod(grad)}
-        self.apply = type(op._opname, (torch.autograd.Function,), members).apply
+        self.apply = _function(op._opname, {"forward": forward, "backward": grad}).apply
 
     def __call__(self, *args):
         return self._transformed.apply(*args) if transforming() else self.op(*args)
+
+
+def _function(name: str, members: dict[str, Callable]) -> Any:
+    """An autograd.Function with these static methods."""
+    return type(name, (torch.autograd.Function,), {k: staticmethod(v) for k, v in members.items()})
+
+
+def register(define: Callable[[str], Any]) -> Any:
+    """define("fastcnn"); None where the native library did not load: `native` then raises before anything is called."""
+    return define("fastcnn") if load_error is None else None
 
 
 def _mapped(arg, dim) -> bool:

@@ -1,5 +1,7 @@
 """What the functional face of every op shares: when fastcnn computes, argument forms, the road of a call."""
 
+from typing import Any
+
 import torch
 
 from .. import _library
@@ -18,7 +20,7 @@ def native(x: torch.Tensor) -> bool:
     return True
 
 
-def pair(function: str, name: str, v) -> tuple[int, int]:
+def pair(function: str, name: str, v: Any) -> tuple[Any, Any]:
     """An int or a sequence of one or two ints as (height, width), as torch reads it."""
     if type(v) is tuple and len(v) == 2:
         return v

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import torch
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from .. import _library
 from ._face import batched, dispatch, native, pair
 from ._pool import average, output_size
 
@@ -42,7 +41,7 @@ def reference(
     return y
 
 
-ops = define("fastcnn") if _library.load_error is None else None
+ops = register(define)
 
 
 def avg_pool2d(

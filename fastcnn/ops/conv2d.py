@@ -9,7 +9,7 @@ from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from .. import _library, _packed
 from .._config import ACCURACIES, config
-from ._define import Differentiable, autocast, fold, memory_format, register_fake
+from ._define import Differentiable, autocast, fold, memory_format, register, register_fake
 from ._face import batched, dispatch, log, native, pair, tracing
 
 
@@ -27,11 +27,10 @@ def define(namespace: str) -> SimpleNamespace:
         return torch.channels_last if torch.channels_last in formats else torch.contiguous_format
 
     def check(x, weight, groups):
-        for name, t in (("input", x), ("weight", weight)):
-            torch._check(
-                t.dim() == 4,
-                lambda name=name, t=t: f"conv2d: expected 4D {name} (N, C, H, W), but got {name} of size {list(t.shape)}",
-            )
+        torch._check(
+            x.dim() == 4 and weight.dim() == 4,
+            lambda: f"conv2d: expected 4D input and weight, but got sizes {list(x.shape)} and {list(weight.shape)}",
+        )
         torch._check(
             x.shape[1] == weight.shape[1] * groups,
             lambda: f"conv2d: Given groups={groups}, weight of size {list(weight.shape)}, expected "
@@ -154,7 +153,7 @@ def reference(x, weight, bias, residual, stride, padding, dilation, groups, relu
     return y.relu() if relu else y
 
 
-ops = define("fastcnn") if _library.load_error is None else None
+ops = register(define)
 
 
 def conv2d(

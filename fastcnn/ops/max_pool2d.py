@@ -6,8 +6,7 @@ from types import SimpleNamespace
 import torch
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from .. import _library
-from ._define import Differentiable, fold, memory_format, register_fake
+from ._define import Differentiable, fold, memory_format, register, register_fake
 from ._face import batched, dispatch, native, pair, tracing
 from ._pool import output_size, pooled
 
@@ -94,7 +93,7 @@ def reference(x, kernel_size, stride, padding, dilation=(1, 1), ceil_mode=False)
     return y, argmax
 
 
-ops = define("fastcnn") if _library.load_error is None else None
+ops = register(define)
 
 
 def max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
