@@ -94,7 +94,9 @@ def _conv2d(where: str, x: torch.Tensor, weight: torch.Tensor, geometry: tuple[i
 def _other(where: str, name: str, x: torch.Tensor) -> Choice:
     lanes = "channels" if x.dim() == 4 and x.stride(1) == 1 and x.shape[1] > 1 else "pixels"
     kernel = f"{name} ({_library.cpu_capability()})"
-    return Choice(where, name, _describe(x), kernel, "", f"the only kernel; vectors over {lanes}, as they lie in memory")
+    return Choice(
+        where, name, _describe(x), kernel, "", f"the only kernel; vectors over {lanes}, as they lie in memory"
+    )
 
 
 class _Recorder(TorchDispatchMode):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import torch
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
+from ._define import register
 from ._face import batched, dispatch, native, pair
 from ._pool import average, output_size
 

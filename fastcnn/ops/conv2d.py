@@ -33,8 +33,10 @@ def define(namespace: str) -> SimpleNamespace:
         )
         torch._check(
             x.shape[1] == weight.shape[1] * groups,
-            lambda: f"conv2d: Given groups={groups}, weight of size {list(weight.shape)}, expected "
-            f"input{list(x.shape)} to have {weight.shape[1] * groups} channels, but got {x.shape[1]} channels instead",
+            lambda: (
+                f"conv2d: Given groups={groups}, weight of size {list(weight.shape)}, expected "
+                f"input{list(x.shape)} to have {weight.shape[1] * groups} channels, but got {x.shape[1]} channels instead"
+            ),
         )
 
     def conv_fake(x, weight, bias, residual, stride, padding, dilation, groups, relu, accuracy):
@@ -157,7 +159,17 @@ ops = register(define)
 
 
 def conv2d(
-    input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, activation=None, residual=None, accuracy=None
+    input,
+    weight,
+    bias=None,
+    stride=1,
+    padding=0,
+    dilation=1,
+    groups=1,
+    *,
+    activation=None,
+    residual=None,
+    accuracy=None,
 ):
     """Convolution with torch.nn.functional.conv2d's arguments, and an epilogue that costs no pass of its own.
 
@@ -213,7 +225,19 @@ def conv2d(
             or (residual is not None and residual.requires_grad)
         )
         y = dispatch(
-            ops.conv, ops.conv.raw, needs_grad, x, weight, bias, residual, stride, padding, dilation, groups, relu, level
+            ops.conv,
+            ops.conv.raw,
+            needs_grad,
+            x,
+            weight,
+            bias,
+            residual,
+            stride,
+            padding,
+            dilation,
+            groups,
+            relu,
+            level,
         )
     else:
         log("conv2d", x, weight)

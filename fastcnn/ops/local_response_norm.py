@@ -1,12 +1,10 @@
 """local_response_norm: what its C++ half (csrc/ops/local_response_norm.cpp) cannot say through the stable ABI."""
 
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from .. import _library
 from ._define import Differentiable, fold, memory_format, register_fake
 from ._face import dispatch, native
 
@@ -105,7 +103,7 @@ def reference(x, size, alpha=1e-4, beta=0.75, k=1.0, groups=1, relu=False):
     return y
 
 
-ops: Any = define("fastcnn") if _library.load_error is None else None
+ops = register(define)
 
 
 def local_response_norm(input, size, alpha=1e-4, beta=0.75, k=1.0, *, alpha_mode="mean", groups=1, activation=None):

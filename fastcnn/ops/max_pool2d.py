@@ -16,7 +16,9 @@ def define(namespace: str) -> SimpleNamespace:
     ops = getattr(torch.ops, namespace)
 
     def values(x, kernel_size, stride, padding, dilation, ceil_mode):
-        size = [output_size(x.shape[2 + d], kernel_size[d], stride[d], padding[d], dilation[d], ceil_mode) for d in (0, 1)]
+        size = [
+            output_size(x.shape[2 + d], kernel_size[d], stride[d], padding[d], dilation[d], ceil_mode) for d in (0, 1)
+        ]
         return pooled("max_pool2d", x, size)
 
     def both(x, kernel_size, *geometry):
@@ -68,8 +70,9 @@ def define(namespace: str) -> SimpleNamespace:
     pool = Differentiable(ops.max_pool2d.default, save, grad, fold((0,)), raw=ops._max_pool2d.default)
     backward = Differentiable(ops.max_pool2d_backward.default, save_backward, grad_backward, fold((0, 1), size=2))
     gather = Differentiable(ops.max_pool2d_gather.default, save_gather, grad_gather, fold((0, 1)))
-    return SimpleNamespace(pool=pool, backward=backward, gather=gather, raw=ops._max_pool2d.default,
-                           values=ops._max_pool2d_values.default)
+    return SimpleNamespace(
+        pool=pool, backward=backward, gather=gather, raw=ops._max_pool2d.default, values=ops._max_pool2d_values.default
+    )
 
 
 def reference(x, kernel_size, stride, padding, dilation=(1, 1), ceil_mode=False):

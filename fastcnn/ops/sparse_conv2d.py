@@ -2,13 +2,11 @@
 
 import itertools
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils.flop_counter import register_flop_formula
 
-from .. import _library
 from ._bilinear import autocast_cast, bilinear
 from ._face import batched, dispatch, native, pair
 
@@ -72,7 +70,7 @@ def reference(x, weight, bias, table, stride, padding):
     return y if bias is None else y + bias.double().view(-1, 1, 1)
 
 
-ops: Any = define("fastcnn") if _library.load_error is None else None
+ops = register(define)
 
 
 def sparse_conv2d(input, weight, bias, table, stride=1, padding=0):

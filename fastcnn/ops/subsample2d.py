@@ -2,12 +2,10 @@
 
 import itertools
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 from torch.overrides import handle_torch_function, has_torch_function
 
-from .. import _library
 from ._bilinear import autocast_cast, bilinear
 from ._face import batched, dispatch, native, pair
 
@@ -33,7 +31,7 @@ def reference(x, weight, bias, kernel_size, stride, scale):
     return y if bias is None else y + bias.double().view(-1, 1, 1)
 
 
-ops: Any = define("fastcnn") if _library.load_error is None else None
+ops = register(define)
 
 
 def subsample2d(input, weight, bias=None, kernel_size=2, stride=None, *, reduce="sum"):
