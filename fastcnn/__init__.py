@@ -14,3 +14,15 @@ try:
     __version__ = version("fastcnn")
 except PackageNotFoundError:  # a source tree on the path, not installed
     __version__ = "0+unknown"
+
+__all__ = [
+    "Explanation",
+    "clear_cache",
+    "cpu_capability",
+    "explain",
+    "functional",
+    "nn",
+    "ops",
+    "set_accuracy",
+    "set_policy",
+]

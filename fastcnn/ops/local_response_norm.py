@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import torch
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from ._define import Differentiable, fold, memory_format, register_fake
+from ._define import Differentiable, fold, memory_format, register, register_fake
 from ._face import dispatch, native
 
 

@@ -8,6 +8,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils.flop_counter import register_flop_formula
 
 from ._bilinear import autocast_cast, bilinear
+from ._define import register
 from ._face import batched, dispatch, native, pair
 
 

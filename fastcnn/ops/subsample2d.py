@@ -7,6 +7,7 @@ import torch
 from torch.overrides import handle_torch_function, has_torch_function
 
 from ._bilinear import autocast_cast, bilinear
+from ._define import register
 from ._face import batched, dispatch, native, pair
 
 
