@@ -17,12 +17,27 @@ constexpr int kMR = 6, kNarrowMR = 3;
 #endif
 constexpr int kMaxNV = 4;
 
-// The sum's outer loops: rows x cols stretches of `length` contiguous inputs.
+// The sum's outer loops: tap rows first, first+every, ... below last, each `cols` stretches of `length` contiguous
+// inputs.
 struct Runs {
-  int64_t rows, cols, row_step, col_step, length;
+  int64_t first, every, last;
+  int64_t cols, row_step, col_step, length;
 };
 
-// tile[t][v*L..] = sum over k of x[t*step + k] * w[v][k][..], k over all runs; w advances by one panel per v.
+// The tap rows that meet x for output row oh: the others would only add zeros, from the padding or from between the
+// rows of a gradient that a stride has spread.
+void skip_zero_rows(const ConvGeometry& g, const Map& xm, int64_t oh, Runs& runs) {
+  const int64_t top = oh * g.sh - g.ph;
+  const auto meets = [&](int64_t i) { return stage_index(top + i * g.dh, g.zh, xm.h) >= 0; };
+  runs.first = 0;
+  while (runs.first < g.kh && !meets(runs.first)) ++runs.first;
+  runs.every = 1;
+  while (runs.every < g.zh && runs.every * g.dh % g.zh) ++runs.every;
+  runs.last = g.kh;
+  while (runs.last > runs.first && !meets(runs.last - 1)) --runs.last;
+}
+
+// tile[t][v*L..] = sum over k of x[t*step + k] * w[v][k][..], k over all runs; panels of w lie `panel` apart.
 template <class A, int MR, int NV>
 void accumulate(const A* x, int64_t step, const Runs& runs, const A* w, int64_t panel, A* tile) {
   constexpr int L = Vec<A>::lanes;
@@ -31,17 +46,19 @@ void accumulate(const A* x, int64_t step, const Runs& runs, const A* w, int64_t 
   for (int t = 0; t < MR; ++t)
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) acc[t][v] = V<A>{};
-  for (int64_t r = 0, c = 0; r < runs.rows; c = c + 1 < runs.cols ? c + 1 : (++r, 0)) {
+  const int64_t row_weights = runs.cols * runs.length * L;
+  for (int64_t i = runs.first, c = 0; i < runs.last; c = c + 1 < runs.cols ? c + 1 : (i += runs.every, 0)) {
+    const A* u_at = w + i * row_weights + c * runs.length * L;
     // Every third pixel has a pointer; the two behind it are reached by an index register (step, scaled by 1 and 2):
     // one pointer per pixel would not fit into the 16 integer registers.
     constexpr int kPointers = (MR + 2) / 3;
     const A* p[kPointers];
 #pragma GCC unroll 5
-    for (int i = 0; i < kPointers; ++i) p[i] = x + r * runs.row_step + c * runs.col_step + 3 * i * step;
+    for (int q = 0; q < kPointers; ++q) p[q] = x + i * runs.row_step + c * runs.col_step + 3 * q * step;
     for (int64_t k = 0; k < runs.length; ++k) {
       V<A> u[NV];
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) u[v] = load(w + v * panel);
+      for (int v = 0; v < NV; ++v) u[v] = load(u_at + v * panel);
 #pragma GCC unroll 16
       for (int t = 0; t < MR; ++t) {
         const A b = p[t / 3][t % 3 * step];
@@ -49,8 +66,8 @@ void accumulate(const A* x, int64_t step, const Runs& runs, const A* w, int64_t 
         for (int v = 0; v < NV; ++v) acc[t][v] += b * u[v];
       }
 #pragma GCC unroll 5
-      for (int i = 0; i < kPointers; ++i) ++p[i];
-      w += L;
+      for (int q = 0; q < kPointers; ++q) ++p[q];
+      u_at += L;
     }
   }
 #pragma GCC unroll 16
@@ -123,8 +140,13 @@ void compute(const Conv2dParams& p, const Conv2dPlan& plan, const Block& b, cons
   // Neighbouring taps of a row read neighbouring inputs: one run per row of taps, unless dilation or other groups'
   // channels lie between them.
   const bool contiguous = g.kw == 1 || (g.dw == 1 && source.col == g.group_in);
-  const Runs runs{g.kh, contiguous ? 1 : g.kw, g.dh * source.row, g.dw * source.col,
-                  contiguous ? g.kw * g.group_in : g.group_in};
+  Runs runs{0,
+            1,
+            g.kh,
+            contiguous ? 1 : g.kw,
+            g.dh * source.row,
+            g.dw * source.col,
+            contiguous ? g.kw * g.group_in : g.group_in};
 
   const int64_t cols = b.ow1 - b.ow0;
   const bool narrow = cols <= kNarrowMR && b.panel1 - b.panel0 > 2;
@@ -134,14 +156,16 @@ void compute(const Conv2dParams& p, const Conv2dPlan& plan, const Block& b, cons
   for (int64_t v0 = b.panel0; v0 < b.panel1; v0 += vectors) {
     const int nv = b.panel1 - v0 < vectors ? int(b.panel1 - v0) : vectors;
     const int64_t oc = v0 * L, left = g.group_out - oc, width = left < nv * L ? left : nv * L;
-    for (int64_t oh = b.oh0; oh < b.oh1; ++oh)
+    for (int64_t oh = b.oh0; oh < b.oh1; ++oh) {
+      skip_zero_rows(g, p.xm, oh, runs);
       for (int64_t i = 0; i < tiles; ++i) {
         const int64_t w0 = i * cols / tiles, pixels = (i + 1) * cols / tiles - w0;
         const A* x = source.at + (oh - b.oh0) * g.sh * source.row + w0 * g.sw * source.col;
         accumulate_for<A>(int(pixels), nv)(x, g.sw * source.col, runs, packed + v0 * panel, panel, tile);
-        epilogue<T>(p, tile, nv * L, int(pixels), width, bias ? bias + oc : nullptr, b.n, b.group * g.group_out + oc, oh,
-                    b.ow0 + w0);
+        epilogue<T>(p, tile, nv * L, int(pixels), width, bias ? bias + oc : nullptr, b.n, b.group * g.group_out + oc,
+                    oh, b.ow0 + w0);
       }
+    }
   }
 }
 
@@ -176,9 +200,8 @@ void tasks(const Conv2dParams& p, const Conv2dPlan& plan, Acc<T>* scratch, int64
 }  // namespace
 
 void conv2d_direct(const Conv2dParams& p, const Conv2dPlan& plan, void* scratch, int64_t begin, int64_t end) {
-  switch_dtype(p.dtype, [&](auto t) {
-    tasks<decltype(t)>(p, plan, static_cast<Acc<decltype(t)>*>(scratch), begin, end);
-  });
+  switch_dtype(p.dtype,
+               [&](auto t) { tasks<decltype(t)>(p, plan, static_cast<Acc<decltype(t)>*>(scratch), begin, end); });
 }
 
 }  // namespace fastcnn::FASTCNN_ISA

@@ -11,12 +11,12 @@ namespace {
 // The input as the kernel sees it and the taps that fall inside it.
 template <class A>
 struct Window {
-  const A* x;                // input of the first pixel's tap (0, 0)
-  int64_t row, col;          // steps to the next tap below and beside
-  int64_t i0, i1, j0, j1;    // taps
-  const A* w;                // [kh][kw][c][lane]
+  const A* x;              // input of the first pixel's tap (0, 0)
+  int64_t row, col;        // steps to the next tap below and beside
+  int64_t i0, i1, j0, j1;  // taps
+  const A* w;              // [kh][kw][c][lane]
   int64_t kw;
-  int lanes;                 // channels that exist
+  int lanes;  // channels that exist
 };
 
 // tile[t][..] = sums of MR neighbouring pixels. KW taps of a row at once share the permuted inputs: S is then the

@@ -41,8 +41,7 @@ void accumulate(const Block<A>& b, int64_t sh, int64_t sw, int lanes, bool first
     for (int64_t c = 0; c < b.cols; ++c, x += sw * b.x_col, grad += b.grad_col) {
       V<A> u[NV];
 #pragma GCC unroll 2
-      for (int v = 0; v < NV; ++v)
-        u[v] = v < NV - 1 || lanes == L ? load(grad + v * L) : load(grad + v * L, lanes);
+      for (int v = 0; v < NV; ++v) u[v] = v < NV - 1 || lanes == L ? load(grad + v * L) : load(grad + v * L, lanes);
 #pragma GCC unroll 16
       for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 2
@@ -82,8 +81,14 @@ void for_each_block(const Conv2dWeightGradParams& p, const Conv2dWeightGradPlan&
         b.cols = p.gm.w - ow < plan.cols ? p.gm.w - ow : plan.cols;
         const int64_t h0 = oh * g.sh - g.ph, w0 = ow * g.sw - g.pw;
         if (plan.stage_x) {
-          const StageWindow w{h0, w0, (b.rows - 1) * g.sh + (g.kh - 1) * g.dh + 1,
-                              (b.cols - 1) * g.sw + (g.kw - 1) * g.dw + 1, 1, 1, c0, channels};
+          const StageWindow w{h0,
+                              w0,
+                              (b.rows - 1) * g.sh + (g.kh - 1) * g.dh + 1,
+                              (b.cols - 1) * g.sw + (g.kw - 1) * g.dw + 1,
+                              1,
+                              1,
+                              c0,
+                              channels};
           stage(static_cast<const T*>(p.x), p.xm, n, w, scratch);
           b.x = scratch, b.x_row = w.cols * channels, b.x_col = channels;
         } else {
@@ -117,21 +122,23 @@ void direct_units(const Conv2dWeightGradParams& p, const Conv2dWeightGradPlan& p
     const int64_t from = group * per_group < begin ? begin - group * per_group : 0;
     const int64_t to = (group + 1) * per_group < end ? per_group : end - group * per_group;
     A* dw = static_cast<A*>(p.dw) + group * g.kh * g.kw * g.group_in * pitch;
-    for_each_block<T>(p, plan, scratch, group * g.group_in, g.group_in, group * g.group_out, g.group_out,
-                      [&](bool first, const Block<A>& block) {
-      for (int64_t unit = from; unit < to; ++unit) {
-        const int64_t v0 = unit % pairs * kNV, tile = unit / pairs % tiles, tap = unit / pairs / tiles;
-        const int64_t i = tap / plan.tap_cols, j = tap % plan.tap_cols;
-        const int64_t m0 = tile * weights / tiles, count = (tile + 1) * weights / tiles - m0;
-        const int nv = plan.panels - v0 < kNV ? 1 : kNV;
-        const int64_t left = g.group_out - (v0 + nv - 1) * L;
-        Block<A> b = block;
-        b.x += i * g.dh * b.x_row + j * g.dw * b.x_col + m0;
-        b.grad += v0 * L;
-        const Accumulate<A> f = nv == 1 ? accumulate_of<A, 1, kMR>(int(count)) : accumulate_of<A, 2, kMR>(int(count));
-        f(b, g.sh, g.sw, left < L ? int(left) : L, first, dw + (tap * weights + m0) * pitch + v0 * L, pitch);
-      }
-    });
+    for_each_block<T>(
+        p, plan, scratch, group * g.group_in, g.group_in, group * g.group_out, g.group_out,
+        [&](bool first, const Block<A>& block) {
+          for (int64_t unit = from; unit < to; ++unit) {
+            const int64_t v0 = unit % pairs * kNV, tile = unit / pairs % tiles, tap = unit / pairs / tiles;
+            const int64_t i = tap / plan.tap_cols, j = tap % plan.tap_cols;
+            const int64_t m0 = tile * weights / tiles, count = (tile + 1) * weights / tiles - m0;
+            const int nv = plan.panels - v0 < kNV ? 1 : kNV;
+            const int64_t left = g.group_out - (v0 + nv - 1) * L;
+            Block<A> b = block;
+            b.x += i * g.dh * b.x_row + j * g.dw * b.x_col + m0;
+            b.grad += v0 * L;
+            const Accumulate<A> f =
+                nv == 1 ? accumulate_of<A, 1, kMR>(int(count)) : accumulate_of<A, 2, kMR>(int(count));
+            f(b, g.sh, g.sw, left < L ? int(left) : L, first, dw + (tap * weights + m0) * pitch + v0 * L, pitch);
+          }
+        });
   }
 }
 

@@ -88,6 +88,17 @@ struct Kernel {
       else
         for (int64_t c = 0; c < p.xm.c; ++c) {
           const A weight = get(w[c]) * scale;
+          if (p.sh == p.kh && p.sw == p.kw) {  // windows side by side, as in LeNet-5: each position has one at most
+            T* row = out + x_at(n, c, h, 0);
+            const bool covered = rows.begin < rows.end;
+            for (int64_t v = covered ? p.ym.w * p.kw : 0; v < p.xm.w; ++v) put(row + v, A(0));
+            const T* from = g + y_at(n, c, rows.begin, 0);
+            for (int64_t q = 0; covered && q < p.ym.w; ++q, row += p.kw) {
+              const A s = weight * get(from[q]);
+              for (int64_t j = 0; j < p.kw; ++j) put(row + j, s);
+            }
+            continue;
+          }
           for (int64_t v = 0; v < p.xm.w; ++v) {
             const Range columns = windows_of(v, p.kw, p.sw, p.ym.w);
             A s = 0;

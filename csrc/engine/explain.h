@@ -19,9 +19,19 @@ inline pybind11::dict explain_conv2d(std::array<int64_t, 4> x, std::array<int64_
   const auto i32 = [](int64_t v) { return int32_t(v); };
   Conv2dParams p{};
   p.dtype = is_double ? Dtype::f64 : element_size == 4 ? Dtype::f32 : Dtype::f16;
-  p.g = {geometry[6],      weight[1],        weight[0] / geometry[6], i32(weight[2]),   i32(weight[3]),
-         i32(geometry[0]), i32(geometry[1]), i32(geometry[2]),        i32(geometry[3]), i32(geometry[4]),
-         i32(geometry[5]), 1,                1};
+  p.g = {geometry[6],
+         weight[1],
+         weight[0] / geometry[6],
+         i32(weight[2]),
+         i32(weight[3]),
+         i32(geometry[0]),
+         i32(geometry[1]),
+         i32(geometry[2]),
+         i32(geometry[3]),
+         i32(geometry[4]),
+         i32(geometry[5]),
+         1,
+         1};
   const auto out = [](int64_t in, int64_t k, int64_t s, int64_t p, int64_t d) {
     return (in + 2 * p - d * (k - 1) - 1) / s + 1;
   };

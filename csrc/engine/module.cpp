@@ -31,7 +31,8 @@ uint64_t fingerprint(uintptr_t address, int64_t count, int64_t element_size) {
   uint64_t hash = uint64_t(count);
   for (int64_t i = 0; i < probes; ++i) {
     uint64_t element = 0;
-    std::memcpy(&element, data + (probes > 1 ? i * (count - 1) / (probes - 1) : 0) * element_size, size_t(element_size));
+    std::memcpy(&element, data + (probes > 1 ? i * (count - 1) / (probes - 1) : 0) * element_size,
+                size_t(element_size));
     hash = (hash ^ element) * 0x9e3779b97f4a7c15;  // 2^64 divided by the golden ratio
     hash ^= hash >> 29;
   }

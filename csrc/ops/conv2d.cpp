@@ -32,18 +32,21 @@ ConvGeometry geometry(const char* op, const Tensor& x, const Tensor& w, const Co
   check_4d(op, "weight", w);
   check_same_dtype(op, "weight", x, w);
   constexpr int64_t kMost = int64_t{1} << 31;
-  for (int d = 0; d < 4; ++d) FASTCNN_CHECK(w.size(d) < kMost && x.size(d) < kMost, op, ": tensor sizes must be below 2^31");
-  FASTCNN_CHECK(w.size(2) > 0 && w.size(3) > 0, op, ": expected a kernel of at least 1x1, but got weight of size ", str(w));
+  for (int d = 0; d < 4; ++d)
+    FASTCNN_CHECK(w.size(d) < kMost && x.size(d) < kMost, op, ": tensor sizes must be below 2^31");
+  FASTCNN_CHECK(w.size(2) > 0 && w.size(3) > 0, op, ": expected a kernel of at least 1x1, but got weight of size ",
+                str(w));
   FASTCNN_CHECK(w.size(0) % a.groups == 0 && w.size(0) > 0, op, ": Given groups=", a.groups,
-        ", expected weight to be at least ", a.groups, " at dimension 0 and divisible by it, but got weight of size ",
-        str(w));
+                ", expected weight to be at least ", a.groups,
+                " at dimension 0 and divisible by it, but got weight of size ", str(w));
   FASTCNN_CHECK(x.size(1) == w.size(1) * a.groups, op, ": Given groups=", a.groups, ", weight of size ", str(w),
-        ", expected input", str(x), " to have ", w.size(1) * a.groups, " channels, but got ", x.size(1),
-        " channels instead");
+                ", expected input", str(x), " to have ", w.size(1) * a.groups, " channels, but got ", x.size(1),
+                " channels instead");
   // A window's rows and columns are counted in 32 bits; a padded image's bytes, twice over, in 64.
   const int64_t reach_h = (w.size(2) - 1) * a.dilation.h + 1, reach_w = (w.size(3) - 1) * a.dilation.w + 1;
   FASTCNN_CHECK(reach_h < kMost && reach_w < kMost && w.size(2) * w.size(3) < kMost, op, ": expected weight of size ",
-                str(w), " with dilation (", a.dilation.h, ", ", a.dilation.w, ") to span fewer than 2^31 rows and columns");
+                str(w), " with dilation (", a.dilation.h, ", ", a.dilation.w,
+                ") to span fewer than 2^31 rows and columns");
   const int64_t padded_h = x.size(2) + 2 * a.padding.h, padded_w = x.size(3) + 2 * a.padding.w;
   FASTCNN_CHECK(__int128{x.size(1)} * padded_h * padded_w < __int128{1} << 56, op, ": input", str(x), " with padding (",
                 a.padding.h, ", ", a.padding.w, "): its padded size overflows");
@@ -59,7 +62,7 @@ ConvGeometry geometry(const char* op, const Tensor& x, const Tensor& w, const Co
 int64_t output_size(const char* op, int64_t in, int64_t k, int64_t s, int64_t p, int64_t d) {
   const int64_t window = d * (k - 1) + 1;
   FASTCNN_CHECK(in + 2 * p >= window, op, ": Calculated padded input size per channel: ", in + 2 * p,
-        ". Kernel size: ", window, ". Kernel size can't be greater than actual input size");
+                ". Kernel size: ", window, ". Kernel size can't be greater than actual input size");
   return (in + 2 * p - window) / s + 1;
 }
 
@@ -68,30 +71,33 @@ Tensor pack(const WeightView& view, const ConvGeometry& g, Dtype dtype, const Te
   const ConvAlgorithm algorithm = choose_conv2d(g, dtype, cpu_isa());
   const int32_t lanes = lanes_of(dtype, cpu_isa());
   const int64_t size = packed_conv2d_size(g, algorithm, lanes);
-  Tensor packed = empty({size}, like, MemoryFormat::Contiguous, dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float);
+  Tensor packed =
+      empty({size}, like, MemoryFormat::Contiguous, dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float);
   const int64_t panel = int64_t{g.kh} * g.kw * g.group_in * lanes;
   void* out = packed.mutable_data_ptr();
   if (size)
-    parallel_for(size / panel, 1 + 16384 / panel, [&](int64_t b, int64_t e) {
-      FASTCNN_CPU(pack_conv2d_weight)(view, g, dtype, algorithm, out, b, e);
-    });
+    parallel_for(size / panel, 1 + 16384 / panel,
+                 [&](int64_t b, int64_t e) { FASTCNN_CPU(pack_conv2d_weight)(view, g, dtype, algorithm, out, b, e); });
   return packed;
 }
 
 WeightView forward_view(const Tensor& w, int64_t groups) {
-  return {w.const_data_ptr(), w.stride(0), w.stride(1), w.stride(2), w.stride(3), w.size(0) / groups * w.stride(0), false};
+  return {
+      w.const_data_ptr(), w.stride(0), w.stride(1), w.stride(2), w.stride(3), w.size(0) / groups * w.stride(0), false};
 }
 
 // The weight of the input gradient: output channels and input channels change places, taps are rotated.
 WeightView rotated_view(const Tensor& w, int64_t groups) {
-  return {w.const_data_ptr(), w.stride(1), w.stride(0), w.stride(2), w.stride(3), w.size(0) / groups * w.stride(0), true};
+  return {
+      w.const_data_ptr(), w.stride(1), w.stride(0), w.stride(2), w.stride(3), w.size(0) / groups * w.stride(0), true};
 }
 
 // Bias in the accumulator type, padded to whole vectors per group.
 std::unique_ptr<char[]> pad_bias(const Tensor& bias, const ConvGeometry& g, Dtype dtype) {
   const int32_t lanes = lanes_of(dtype, cpu_isa());
   const bool grouped = choose_conv2d(g, dtype, cpu_isa()) == ConvAlgorithm::lane_grouped;
-  const int64_t parts = grouped ? 1 : g.groups, width = bias.size(0) / parts, padded = (width + lanes - 1) / lanes * lanes;
+  const int64_t parts = grouped ? 1 : g.groups, width = bias.size(0) / parts,
+                padded = (width + lanes - 1) / lanes * lanes;
   const ScalarType type = dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float;
   const size_t bytes = dtype == Dtype::f64 ? 8 : 4;
   std::unique_ptr<char[]> out(new char[parts * padded * bytes]());
@@ -144,23 +150,24 @@ Tensor convolve(const Tensor& input, const Tensor& weight, const OptionalTensor&
   Conv2dParams p{};
   p.g = geometry(kOp, input, weight, a);
   p.dtype = dtype, p.relu = relu;
-  FASTCNN_CHECK(accuracy >= 0 && accuracy <= 2, kOp, ": expected accuracy 0 (strict), 1 (default) or 2 (fast), but got ", accuracy);
-  const Ints size{input.size(0), weight.size(0),
-                  output_size(kOp, input.size(2), p.g.kh, p.g.sh, p.g.ph, p.g.dh),
+  FASTCNN_CHECK(accuracy >= 0 && accuracy <= 2, kOp,
+                ": expected accuracy 0 (strict), 1 (default) or 2 (fast), but got ", accuracy);
+  const Ints size{input.size(0), weight.size(0), output_size(kOp, input.size(2), p.g.kh, p.g.sh, p.g.ph, p.g.dh),
                   output_size(kOp, input.size(3), p.g.kw, p.g.sw, p.g.pw, p.g.dw)};
   check_numel(kOp, size);
   std::unique_ptr<char[]> padded_bias;
   if (bias) {
     FASTCNN_CHECK(bias->dim() == 1 && bias->size(0) == weight.size(0), kOp, ": Given weight of size ", str(weight),
-          ", expected bias to be 1-dimensional with ", weight.size(0), " elements, but got bias of size ", str(*bias));
+                  ", expected bias to be 1-dimensional with ", weight.size(0), " elements, but got bias of size ",
+                  str(*bias));
     check_same_dtype(kOp, "bias", input, *bias);
   }
   if (residual) {
     check_same_dtype(kOp, "residual", input, *residual);
     bool same = residual->dim() == 4;
     for (int d = 0; same && d < 4; ++d) same = residual->size(d) == size[d];
-    FASTCNN_CHECK(same, kOp, ": expected residual to have the output's size [", size[0], ", ", size[1], ", ", size[2], ", ",
-          size[3], "], but got ", str(*residual));
+    FASTCNN_CHECK(same, kOp, ": expected residual to have the output's size [", size[0], ", ", size[1], ", ", size[2],
+                  ", ", size[3], "], but got ", str(*residual));
   }
   const Tensor x = dense(input);
   const bool channels_last = is_channels_last(x) || is_channels_last(weight);
@@ -169,8 +176,8 @@ Tensor convolve(const Tensor& input, const Tensor& weight, const OptionalTensor&
   const int64_t expected = packed_conv2d_size(p.g, choose_conv2d(p.g, dtype, cpu_isa()), lanes_of(dtype, cpu_isa()));
   if (packed)
     FASTCNN_CHECK(packed->numel() == expected && packed->dim() == 1 &&
-              packed->scalar_type() == (dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float),
-          kOp, ": expected packed weight of ", expected, " elements, but got ", str(*packed));
+                      packed->scalar_type() == (dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float),
+                  kOp, ": expected packed weight of ", expected, " elements, but got ", str(*packed));
   const Tensor held = packed ? *packed : pack(forward_view(weight, a.groups), p.g, dtype, weight);
   p.packed = held.const_data_ptr();
   if (bias) padded_bias = pad_bias(*bias, p.g, dtype), p.bias = padded_bias.get();
@@ -200,8 +207,8 @@ Tensor conv2d_packed(const Tensor& x, const Tensor& w, const OptionalTensor& pac
 Tensor pack_weight(const Tensor& weight, int64_t groups) {
   constexpr const char* kOp = "_pack_weight";
   check_4d(kOp, "weight", weight);
-  FASTCNN_CHECK(groups > 0 && weight.size(0) % groups == 0, kOp, ": expected groups to divide weight's ", weight.size(0),
-        " output channels, but got ", groups);
+  FASTCNN_CHECK(groups > 0 && weight.size(0) % groups == 0, kOp, ": expected groups to divide weight's ",
+                weight.size(0), " output channels, but got ", groups);
   ConvGeometry g{};
   g.groups = groups, g.group_in = weight.size(1), g.group_out = weight.size(0) / groups;
   g.kh = int32_t(weight.size(2)), g.kw = int32_t(weight.size(3));
@@ -220,12 +227,13 @@ Tensor conv2d_backward_input(const Tensor& grad, const Tensor& weight, const Int
   check_numel(kOp, size);
   for (const int64_t s : size) FASTCNN_CHECK(s >= 0, kOp, ": expected input_size of at least 0, but got ", s);
   const Tensor g = dense(grad);
-  const Tensor dx = empty(size, g, is_channels_last(g) || is_channels_last(weight) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  const Tensor dx = empty(
+      size, g, is_channels_last(g) || is_channels_last(weight) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
   const ConvGeometry f = geometry(kOp, dx, weight, a);
   FASTCNN_CHECK(grad.size(0) == size[0] && grad.size(1) == weight.size(0) &&
-            grad.size(2) == output_size(kOp, size[2], f.kh, f.sh, f.ph, f.dh) &&
-            grad.size(3) == output_size(kOp, size[3], f.kw, f.sw, f.pw, f.dw),
-        kOp, ": expected grad to have the size of the convolution's output, but got ", str(grad));
+                    grad.size(2) == output_size(kOp, size[2], f.kh, f.sh, f.ph, f.dh) &&
+                    grad.size(3) == output_size(kOp, size[3], f.kw, f.sw, f.pw, f.dw),
+                kOp, ": expected grad to have the size of the convolution's output, but got ", str(grad));
   if (!dx.numel()) return dx;
   Conv2dParams p{};
   p.dtype = dtype;
@@ -257,9 +265,9 @@ Tensor conv2d_backward_weight(const Tensor& grad, const Tensor& input, const Int
   p.dtype = dtype;
   p.g = geometry(kOp, input, dw, a);
   FASTCNN_CHECK(grad.size(0) == input.size(0) && grad.size(1) == size[0] &&
-            grad.size(2) == output_size(kOp, input.size(2), p.g.kh, p.g.sh, p.g.ph, p.g.dh) &&
-            grad.size(3) == output_size(kOp, input.size(3), p.g.kw, p.g.sw, p.g.pw, p.g.dw),
-        kOp, ": expected grad to have the size of the convolution's output, but got ", str(grad));
+                    grad.size(2) == output_size(kOp, input.size(2), p.g.kh, p.g.sh, p.g.ph, p.g.dh) &&
+                    grad.size(3) == output_size(kOp, input.size(3), p.g.kw, p.g.sw, p.g.pw, p.g.dw),
+                kOp, ": expected grad to have the size of the convolution's output, but got ", str(grad));
   if (!dw.numel()) return dw;
   if (!grad.numel()) return torch::stable::fill_(dw, 0.0);
   const Tensor x = dense(input), g = dense(grad);
@@ -291,10 +299,12 @@ Tensor conv2d_backward_weight(const Tensor& grad, const Tensor& input, const Int
 
 #define GEOMETRY "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups"
 STABLE_TORCH_LIBRARY_FRAGMENT(fastcnn, m) {
-  m.def("conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, " GEOMETRY ", bool relu, int accuracy) -> Tensor");
+  m.def("conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, " GEOMETRY
+        ", bool relu, int accuracy) -> Tensor");
   // Without autograd. packed: of _pack_weight; geometry: stride, padding and dilation (two each), groups.
-  m.def("_conv2d(Tensor x, Tensor weight, Tensor? packed, Tensor? bias, Tensor? residual, SymInt[] geometry, bool relu, "
-        "int accuracy) -> Tensor");
+  m.def(
+      "_conv2d(Tensor x, Tensor weight, Tensor? packed, Tensor? bias, Tensor? residual, SymInt[] geometry, bool relu, "
+      "int accuracy) -> Tensor");
   m.def("_pack_weight(Tensor weight, SymInt groups) -> Tensor");
   m.def("conv2d_backward_input(Tensor grad, Tensor weight, SymInt[4] input_size, " GEOMETRY ") -> Tensor");
   m.def("conv2d_backward_weight(Tensor grad, Tensor x, SymInt[4] weight_size, " GEOMETRY ") -> Tensor");

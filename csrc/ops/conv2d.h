@@ -36,15 +36,15 @@ struct Conv2dParams {
 // geometry alone: the split changes no bit of the result.
 struct Conv2dPlan {
   ConvAlgorithm algorithm;
-  bool staged;           // a task copies its part of x: NHWC, zero-padded, in the accumulator type
-  int32_t lanes;         // of a vector of accumulators
-  int64_t panels;        // vectors of output channels per group
-  int64_t rows, cols;    // output pixels of a task
-  int64_t bands, strips; // tasks along the height and the width
-  int64_t panel_tasks;   // tasks along the panels
+  bool staged;            // a task copies its part of x: NHWC, zero-padded, in the accumulator type
+  int32_t lanes;          // of a vector of accumulators
+  int64_t panels;         // vectors of output channels per group
+  int64_t rows, cols;     // output pixels of a task
+  int64_t bands, strips;  // tasks along the height and the width
+  int64_t panel_tasks;    // tasks along the panels
   int64_t panels_per_task;
   int64_t tasks;
-  int64_t scratch;       // elements of a task's copy of x
+  int64_t scratch;  // elements of a task's copy of x
 };
 
 // A 1x1 convolution of channels_last tensors is a matrix product: all pixels of all images become one row.
@@ -89,8 +89,8 @@ struct Conv2dWeightGradPlan {
   bool stage_x, stage_grad;
   int32_t lanes;
   int64_t panels;
-  int64_t tap_cols;  // taps of a row that are summed one by one: 1 where their inputs lie side by side, else kw
-  int64_t weights;   // neighbouring weights, taps times channels, that they leave: kw*group_in, else group_in
+  int64_t tap_cols;    // taps of a row that are summed one by one: 1 where their inputs lie side by side, else kw
+  int64_t weights;     // neighbouring weights, taps times channels, that they leave: kw*group_in, else group_in
   int64_t rows, cols;  // output pixels of a block
   int64_t units;       // independent parts of dw
   int64_t scratch, scratch_grad;  // elements of a block's copies

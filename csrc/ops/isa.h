@@ -42,7 +42,7 @@ inline Isa cpu_isa() {
   namespace avx512 {                \
   __VA_ARGS__;                      \
   }
-#define FASTCNN_CPU(name)                                    \
+#define FASTCNN_CPU(name)                                                   \
   (::fastcnn::cpu_isa() == ::fastcnn::Isa::avx512 ? ::fastcnn::avx512::name \
    : ::fastcnn::cpu_isa() == ::fastcnn::Isa::avx2 ? ::fastcnn::avx2::name   \
                                                   : ::fastcnn::baseline::name)

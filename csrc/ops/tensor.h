@@ -70,7 +70,7 @@ inline void check_4d(const char* op, const char* argument, const Tensor& t) {
 
 inline void check_same_dtype(const char* op, const char* argument, const Tensor& x, const Tensor& t) {
   FASTCNN_CHECK(x.scalar_type() == t.scalar_type(), op, ": expected ", argument, " to have the dtype of input (",
-        name_of(x.scalar_type()), "), but got ", name_of(t.scalar_type()));
+                name_of(x.scalar_type()), "), but got ", name_of(t.scalar_type()));
 }
 
 // The stable ABI does not check a SymInt[2]'s length: a list of one would be read past its end.
@@ -81,7 +81,7 @@ inline Pair pair(const char* op, const char* argument, const Ints& v, int64_t at
   FASTCNN_CHECK(v.size() == 2, op, ": expected ", argument, " to have 2 values, but got ", v.size());
   constexpr int64_t kMost = int64_t{1} << 31;  // products with tensor sizes below stay far from 2^63
   FASTCNN_CHECK(v[0] >= at_least && v[1] >= at_least && v[0] < kMost && v[1] < kMost, op, ": expected ", argument,
-        " of at least ", at_least, ", but got (", v[0], ", ", v[1], ")");
+                " of at least ", at_least, ", but got (", v[0], ", ", v[1], ")");
   return {v[0], v[1]};
 }
 

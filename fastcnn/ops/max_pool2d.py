@@ -86,13 +86,12 @@ def reference(x, kernel_size, stride, padding, dilation=(1, 1), ceil_mode=False)
     ow = output_size(w, kw, sw, pw, dw, ceil_mode)
     y = torch.full((n, c, oh, ow), -torch.inf, dtype=torch.float64)
     argmax = torch.full((n, c, oh, ow), -1)
-    for p, q, i, j in itertools.product(range(oh), range(ow), range(kh), range(kw)):
-        row, column = p * sh - ph + i * dh, q * sw - pw + j * dw
-        if 0 <= row < h and 0 <= column < w:
-            v = x[:, :, row, column].double()
-            take = (v > y[:, :, p, q]) | v.isnan() | (argmax[:, :, p, q] < 0)
-            y[:, :, p, q] = torch.where(take, v, y[:, :, p, q])
-            argmax[:, :, p, q] = torch.where(take, i * kw + j, argmax[:, :, p, q])
+    for i, j in itertools.product(range(kh), range(kw)):
+        rows, columns = torch.arange(oh) * sh - ph + i * dh, torch.arange(ow) * sw - pw + j * dw
+        inside = ((rows >= 0) & (rows < h))[:, None] & (columns >= 0) & (columns < w)
+        v = x.double()[:, :, rows.clamp(0, h - 1)][..., columns.clamp(0, w - 1)]
+        take = inside & ((v > y) | v.isnan() | (argmax < 0))
+        y, argmax = torch.where(take, v, y), torch.where(take, i * kw + j, argmax)
     return y, argmax
 
 

@@ -1,0 +1,89 @@
+"""PyTorch's own samples and malformed calls (OpInfo), through fastcnn.functional: torch's results and error classes."""
+
+import pytest
+import torch
+from torch.testing._internal.common_methods_invocations import op_db
+
+import fastcnn.functional as F
+from fastcnn import _config
+
+NAMES = ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d")
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
+
+# (name, dtype): why the result may differ from torch's beyond torch.testing's tolerance for the dtype.
+DIFFERENCES: dict[tuple[str, torch.dtype], str] = {}
+
+
+def opinfo(name):
+    (found,) = [op for op in op_db if op.name == f"nn.functional.{name}"]
+    return found
+
+
+def laid_out(x, layout):
+    if not isinstance(x, torch.Tensor) or x.dim() != 4:
+        return x
+    return x.detach().to(memory_format=layout).requires_grad_(x.requires_grad)
+
+
+def results(function, sample, layout):
+    """The outputs and the gradient of the input, for the gradient of a fixed weighting of the first output."""
+    x = laid_out(sample.input, layout)
+    out = function(x, *(laid_out(a, layout) for a in sample.args), **sample.kwargs)
+    outputs = out if isinstance(out, tuple) else (out,)
+    weights = torch.linspace(-1, 1, outputs[0].numel(), dtype=torch.float64).view(outputs[0].shape).to(x.dtype)
+    (gradient,) = torch.autograd.grad(outputs[0], x, weights)
+    return *outputs, gradient
+
+
+def compare(name, function, stock, dtype, layout):
+    """Compares every sample; returns how many there were."""
+    count = 0
+    for sample in opinfo(name).sample_inputs("cpu", dtype, requires_grad=True):
+        got, want = results(function, sample, layout), results(stock, sample, layout)
+        for mine, theirs in zip(got, want, strict=True):
+            torch.testing.assert_close(mine, theirs, equal_nan=True, msg=lambda m: f"{m}\n{sample.summary()}")
+        assert got[0].stride() == want[0].stride() or got[0].numel() == 0, sample.summary()
+        count += 1
+    return count
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("name", NAMES)
+def test_samples(name, dtype, layout):
+    if (name, dtype) in DIFFERENCES:
+        pytest.xfail(DIFFERENCES[name, dtype])
+    assert compare(name, getattr(F, name), getattr(torch.nn.functional, name), dtype, layout) > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_malformed_calls(name):
+    """The error class and the words that OpInfo demands of PyTorch itself."""
+    errors = list(opinfo(name).error_inputs("cpu"))
+    assert errors
+    for error in errors:
+        sample = error.sample_input
+        with pytest.raises(error.error_type, match=error.error_regex):
+            getattr(F, name)(sample.input, *sample.args, **sample.kwargs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_stock_composition(name):
+    """What runs with FASTCNN_DISABLE is the same function."""
+    with _config.disabled():
+        assert compare(name, getattr(F, name), getattr(torch.nn.functional, name), torch.float32, LAYOUTS[0]) > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_wrong_result_is_seen(name):
+    """The comparison itself, with one output element off."""
+
+    def wrong(*args, **kwargs):
+        out = getattr(F, name)(*args, **kwargs)
+        first = (out[0] if isinstance(out, tuple) else out).clone()
+        first.flatten()[-1:] += 1
+        return (first, *out[1:]) if isinstance(out, tuple) else first
+
+    with pytest.raises(AssertionError):
+        compare(name, wrong, getattr(torch.nn.functional, name), torch.float32, LAYOUTS[0])
