@@ -1,8 +1,5 @@
 """max_pool2d against its formula in float64 and against PyTorch: maxima are exact, so are the tests."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -10,7 +7,6 @@ import fastcnn
 import fastcnn.functional as F
 from fastcnn import nn
 from fastcnn.ops import max_pool2d as pool
-
 from tests.cases import POOLS
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
@@ -115,16 +111,12 @@ def test_half_gradients_are_summed_in_float32():
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("kernel, dilation", [((2, 2), (3, 5)), ((2, 2), (1, 2**20))])
-def test_windows_without_a_position(kernel, dilation, layout):
+@pytest.mark.parametrize("dilation", [(3, 3), (3, 1)])
+def test_windows_without_a_position(dilation, layout):
     """Dilation can step over the whole input: the maximum of nothing is -inf, and no gradient comes back."""
     x = torch.randn(2, 3, 2, 2).to(memory_format=layout).requires_grad_()
-    args = (kernel, (1, 1), (1, 1), dilation, False)
-    try:
-        y = F.max_pool2d(x, *args)
-    except RuntimeError as error:
-        assert "Output size is too small" in str(error)
-        return
+    args = ((2, 2), (1, 1), (1, 1), dilation, False)
+    y = F.max_pool2d(x, *args)
     want, _ = pool.reference(x.detach(), *args)
     equal(y.double(), want)
     (gx,) = torch.autograd.grad(y, x, torch.ones_like(y))
@@ -215,7 +207,11 @@ def test_transforms():
     equal(torch.vmap(f)(b), torch.stack([f(t) for t in b]))
     gradient = torch.func.grad(lambda t: f(t).sum())
     equal(torch.vmap(gradient)(b), torch.stack([gradient(t) for t in b]))
-    assert torch.func.hessian(lambda t: f(t).sum())(torch.randn(1, 1, 4, 4)).shape == (1, 1, 4, 4, 1, 1, 4, 4)
+    # Twice in reverse: the Hessian (forward mode is not offered).
+    x = torch.randn(1, 1, 4, 5, dtype=torch.float64)
+    stock_f = lambda x: torch.nn.functional.max_pool2d(x * 2, 3, 2).sin()
+    got, want = (torch.func.jacrev(torch.func.jacrev(g))(x) for g in (lambda t: f(t).sum(), lambda t: stock_f(t).sum()))
+    torch.testing.assert_close(got, want)
 
 
 def test_autocast_keeps_the_dtype():
@@ -237,7 +233,7 @@ def test_module_and_stock_composition():
 
 
 @pytest.mark.parametrize(
-    "call, message",
+    ("call", "message"),
     [
         (lambda x, y, a: pool.ops.raw(x[0], *ARGS), "expected 4D input"),
         (lambda x, y, a: pool.ops.raw(x, (3,), *ARGS[1:]), "expected kernel_size to have 2 values, but got 1"),
@@ -256,17 +252,3 @@ def test_raw_errors(call, message):
     x = torch.randn(1, 2, 7, 7)
     with pytest.raises(RuntimeError, match=message):
         call(x, *pool.ops.raw(x, *ARGS))
-
-
-def test_after_fork():
-    """A child of fork has none of the parent's pool threads; it must not wait for them."""
-    code = """
-import os, torch, fastcnn.functional as F
-x = torch.randn(4, 64, 55, 55)
-want = F.max_pool2d(x, 3, 2)
-child = os.fork()
-if child == 0:
-    os._exit(0 if torch.equal(F.max_pool2d(x, 3, 2), want) else 1)
-assert os.waitpid(child, 0)[1] == 0
-"""
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60)

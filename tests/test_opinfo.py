@@ -7,12 +7,18 @@ from torch.testing._internal.common_methods_invocations import op_db
 import fastcnn.functional as F
 from fastcnn import _config
 
-NAMES = ("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d")
+NAMES = ("conv2d", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "local_response_norm")
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
-# (name, dtype): why the result may differ from torch's beyond torch.testing's tolerance for the dtype.
-DIFFERENCES: dict[tuple[str, torch.dtype], str] = {}
+# Where results differ by more than torch.testing's tolerance for the dtype: rtol, atol, and why.
+DIFFERENCES = {
+    # Stock's seven passes each round to float16, up to half an ulp of 2**-10; fastcnn rounds once.
+    ("local_response_norm", torch.float16): (7 * 2**-11, 1e-5),
+    # Stock adds a gradient's up to nine windows in 16 bits: half an ulp of a sum below 8, nine times.
+    ("avg_pool2d", torch.float16): (1e-3, 9 * 2**-9),
+    ("avg_pool2d", torch.bfloat16): (1.6e-2, 9 * 2**-6),
+}
 
 
 def opinfo(name):
@@ -37,12 +43,17 @@ def results(function, sample, layout):
 
 
 def compare(name, function, stock, dtype, layout):
-    """Compares every sample; returns how many there were."""
+    """Compares the samples; returns how many there were. Max pooling has 1440, the product of a few values of every
+    argument: all of them in float32 and contiguous, else every 11th (a prime: no argument is left out)."""
     count = 0
-    for sample in opinfo(name).sample_inputs("cpu", dtype, requires_grad=True):
+    every = 1 if dtype == torch.float32 and layout is LAYOUTS[0] else 11
+    samples = list(opinfo(name).sample_inputs("cpu", dtype, requires_grad=True))
+    for sample in samples[:: every if len(samples) > 100 else 1]:
         got, want = results(function, sample, layout), results(stock, sample, layout)
         for mine, theirs in zip(got, want, strict=True):
-            torch.testing.assert_close(mine, theirs, equal_nan=True, msg=lambda m: f"{m}\n{sample.summary()}")
+            rtol, atol = DIFFERENCES.get((name, dtype), (None, None))
+            explain = lambda m: f"{m}\n{sample.summary()}"
+            torch.testing.assert_close(mine, theirs, rtol=rtol, atol=atol, equal_nan=True, msg=explain)
         assert got[0].stride() == want[0].stride() or got[0].numel() == 0, sample.summary()
         count += 1
     return count
@@ -52,14 +63,14 @@ def compare(name, function, stock, dtype, layout):
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 @pytest.mark.parametrize("name", NAMES)
 def test_samples(name, dtype, layout):
-    if (name, dtype) in DIFFERENCES:
-        pytest.xfail(DIFFERENCES[name, dtype])
     assert compare(name, getattr(F, name), getattr(torch.nn.functional, name), dtype, layout) > 0
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_malformed_calls(name):
     """The error class and the words that OpInfo demands of PyTorch itself."""
+    if opinfo(name).error_inputs_func is None:
+        pytest.skip("OpInfo has no malformed calls for it")
     errors = list(opinfo(name).error_inputs("cpu"))
     assert errors
     for error in errors:

@@ -242,7 +242,7 @@ def test_module():
             lambda x, w: F.sparse_conv2d(x, w, torch.zeros(3), ((0, 1), (1,))),
         ),
         (
-            r"expected weight to have the dtype of input \(Float\), but got Double",
+            r"Input type \(Float\) and weight type \(Double\) should be the same",
             lambda x, w: F.sparse_conv2d(x, w.double(), None, ((0, 1), (1,))),
         ),
         (

@@ -208,7 +208,7 @@ def test_module():
         ),
         (
             RuntimeError,
-            r"expected weight to have the dtype of input \(Float\), but got Double",
+            r"Input type \(Float\) and weight type \(Double\) should be the same",
             lambda x, w: F.subsample2d(x, w.double()),
         ),
         (

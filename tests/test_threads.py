@@ -116,8 +116,8 @@ def all_outputs(tensors):
     return {name: outputs(name, tensors[name]) for name in OPS}
 
 
-# The backward kernels, without autograd: that calls operations of PyTorch's own, which in a forked child wait for ever
-# for the threads of PyTorch's pool.
+# The backward kernels on dense tensors: autograd, and the copy of a large tensor that is not dense, are operations of
+# PyTorch's own, which in a forked child wait for ever for the threads of its pool.
 CONV, POOL = ((1, 1), (1, 1), (1, 1), 1), ((3, 3), (2, 2), (0, 0), (1, 1), False)
 LINKS = ([3, 3, 2, 4], [0, 1, 2, 1, 2, 3, 0, 3, 0, 1, 2, 3], (1, 1), (0, 0))
 
@@ -128,6 +128,7 @@ def backward_calls():
     pooled, links, maps = tensor(*POOLED), tensor(37, 4, 14, 14), tensor(37, 6, 28, 28)
     peak, argmax = o.max_pool2d(pooled, *POOL)
     average, normed = ((3, 3), (2, 2), (0, 0), False, True, None), tensor(*NORMED)
+    links_grad, maps_grad = tensor(37, 4, 10, 10), tensor(37, 6, 14, 14)
     return [
         lambda: o.conv2d_backward_input(g, w, x.shape, *CONV),
         lambda: o.conv2d_backward_weight(g, x, w.shape, *CONV),
@@ -136,10 +137,10 @@ def backward_calls():
         lambda: o.avg_pool2d_backward(peak, pooled.shape, False, *average),
         lambda: o.adaptive_avg_pool2d_backward(peak, pooled.shape, False, peak.shape[2:]),
         lambda: o.local_response_norm_backward(normed, normed, 5, 1e-4, 0.75, 1.0, 1, False),
-        lambda: o.sparse_conv2d_backward_input(links[:, :, :10, :10], torch.ones(12, 5, 5), links.shape, *LINKS),
-        lambda: o.sparse_conv2d_backward_weight(links[:, :, :10, :10], links, (5, 5), *LINKS)[0],
-        lambda: o.subsample2d_backward_input(maps[:, :, ::2, ::2], torch.ones(6), maps.shape, (2, 2), (2, 2), 1.0),
-        lambda: o.subsample2d_backward_weight(maps[:, :, ::2, ::2], maps, (2, 2), (2, 2), 1.0)[0],
+        lambda: o.sparse_conv2d_backward_input(links_grad, torch.ones(12, 5, 5), links.shape, *LINKS),
+        lambda: o.sparse_conv2d_backward_weight(links_grad, links, (5, 5), *LINKS)[0],
+        lambda: o.subsample2d_backward_input(maps_grad, torch.ones(6), maps.shape, (2, 2), (2, 2), 1.0),
+        lambda: o.subsample2d_backward_weight(maps_grad, maps, (2, 2), (2, 2), 1.0)[0],
     ]
 
 

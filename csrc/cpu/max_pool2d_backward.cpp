@@ -31,6 +31,9 @@ void scatter(const MaxPool2dParams& p, Parts parts, int64_t begin, int64_t end) 
   constexpr int64_t tabled = sizeof(Index) == 1 ? 256 : 0;
   int64_t* offsets = parts.take<int64_t>(tabled);
   for (int64_t at = 0; at < tabled && at < p.kh * p.kw; ++at) offsets[at] = Place(p, at).offset;
+  // Windows whose columns all lie inside.
+  const int64_t whole_from = (p.pw + p.sw - 1) / p.sw;
+  const int64_t slack = p.w - 1 + p.pw - (p.kw - 1) * p.dw, whole_to = slack < 0 ? 0 : slack / p.sw + 1;
   A* sums = in_place ? nullptr : parts.take<A>(p.h * p.w * held);
 
   for (int64_t task = begin; task < end; ++task) {
@@ -46,12 +49,13 @@ void scatter(const MaxPool2dParams& p, Parts parts, int64_t begin, int64_t end) 
       __builtin_memset(to, 0, p.h * p.w * sizeof(A));
     else
       for (int64_t i = 0; i < p.h * p.w; ++i) __builtin_memset(to + i * to_step, 0, channels * sizeof(A));
-    for (int64_t oh = 0; oh < p.oh; ++oh)
+    for (int64_t oh = 0; oh < p.oh; ++oh) {
+      const int64_t h0 = oh * p.sh - p.ph;
+      const bool rows_whole = h0 >= 0 && h0 + (p.kh - 1) * p.dh < p.h;
       for (int64_t ow = 0; ow < p.ow; ++ow) {
-        const int64_t o = (oh * p.ow + ow) * step, h0 = oh * p.sh - p.ph, w0 = ow * p.sw - p.pw;
-        const bool whole = inside(p, h0, w0) && inside(p, h0 + (p.kh - 1) * p.dh, w0 + (p.kw - 1) * p.dw);
+        const int64_t o = (oh * p.ow + ow) * step, w0 = ow * p.sw - p.pw;
         A* const window = to + (h0 * p.w + w0) * to_step;
-        if (tabled && whole) {
+        if (tabled && rows_whole && ow >= whole_from && ow < whole_to) {
           for (int64_t c = 0; c < channels; ++c) window[offsets[argmax[o + c]] * to_step + c] += get(g[o + c]);
           continue;
         }
@@ -60,6 +64,7 @@ void scatter(const MaxPool2dParams& p, Parts parts, int64_t begin, int64_t end) 
           if (inside(p, h0 + at.down, w0 + at.right)) window[at.offset * to_step + c] += get(g[o + c]);
         }
       }
+    }
     if (in_place) continue;
     for (int64_t i = 0; i < p.h * p.w; ++i)
       for (int64_t c = 0; c < channels; ++c) put(gx + i * step + c, sums[i * held + c]);

@@ -22,7 +22,14 @@ struct Conv2dArgs {
 };
 
 Conv2dArgs read_args(const char* op, const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups) {
-  FASTCNN_CHECK(groups > 0, op, ": expected groups to be positive, but got ", groups);
+  // torch's words first, where it has some.
+  const auto least = [](const Ints& v) { return v.empty() ? 0 : *std::min_element(v.begin(), v.end()); };
+  FASTCNN_CHECK(groups > 0, op, ": non-positive groups is not supported, but got groups=", groups);
+  FASTCNN_CHECK(least(padding) >= 0, op, ": negative padding is not supported, but got padding with ", least(padding));
+  FASTCNN_CHECK(stride.empty() || least(stride) > 0, op, ": non-positive stride is not supported, but got stride with ",
+                least(stride));
+  FASTCNN_CHECK(dilation.empty() || least(dilation) > 0, op,
+                ": dilation should be greater than zero, but got dilation with ", least(dilation));
   return {pair(op, "stride", stride, 1), pair(op, "padding", padding, 0), pair(op, "dilation", dilation, 1), groups};
 }
 

@@ -13,9 +13,9 @@ constexpr int64_t kSlack = 16;  // lanes of the widest vector: reads of scratch 
 LocalResponseNormParams geometry(const Tensor& x, int64_t size, double alpha, double beta, double k, int64_t groups,
                                  bool relu) {
   check_4d(kOp, "input", x);
-  check(size > 0, kOp, ": expected size of at least 1, but got ", size);
-  check(groups > 0 && x.size(1) % groups == 0, kOp, ": expected groups to divide the channels of input (", x.size(1),
-        "), but got groups ", groups);
+  FASTCNN_CHECK(size > 0, kOp, ": expected size of at least 1, but got ", size);
+  FASTCNN_CHECK(groups > 0 && x.size(1) % groups == 0, kOp, ": expected groups to divide the channels of input (",
+                x.size(1), "), but got groups ", groups);
   LocalResponseNormParams p{};
   p.dtype = dtype_of(kOp, x);
   p.relu = relu, p.alpha = alpha, p.beta = beta, p.k = k;
@@ -65,8 +65,8 @@ Tensor local_response_norm_backward(const Tensor& grad, const Tensor& input, int
                                     double k, int64_t groups, bool relu) {
   LocalResponseNormParams p = geometry(input, size, alpha, beta, k, groups, relu);
   check_same_dtype(kOp, "grad", input, grad);
-  check(grad.dim() == 4 && std::equal(grad.sizes().begin(), grad.sizes().end(), input.sizes().begin()), kOp,
-        ": expected grad of size ", str(input), ", but got grad of size ", str(grad));
+  FASTCNN_CHECK(grad.dim() == 4 && std::equal(grad.sizes().begin(), grad.sizes().end(), input.sizes().begin()), kOp,
+                ": expected grad of size ", str(input), ", but got grad of size ", str(grad));
   const Tensor x = dense(input), g = torch::stable::contiguous(grad, format_of(x));
   p.g = g.const_data_ptr();
   return run(x, p, true);

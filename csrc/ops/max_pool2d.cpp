@@ -10,8 +10,8 @@ constexpr const char* kOp = "max_pool2d";
 // Sizes and strides into `m`, all but pointers and layout.
 void set_geometry(MaxPool2dParams& m, const Ints& size, const PoolGeometry& g, bool ceil_mode) {
   const Pair out = pool_output(kOp, g, size[2], size[3], ceil_mode);
-  check(g.k.h * g.k.w < int64_t{1} << 31, kOp, ": expected kernel_size with a product below 2^31, but got (", g.k.h,
-        ", ", g.k.w, ")");
+  FASTCNN_CHECK(g.k.h * g.k.w < int64_t{1} << 31, kOp, ": expected kernel_size with a product below 2^31, but got (",
+                g.k.h, ", ", g.k.w, ")");
   m.n = size[0], m.c = size[1], m.h = size[2], m.w = size[3], m.oh = out.h, m.ow = out.w;
   m.kh = g.k.h, m.kw = g.k.w, m.sh = g.s.h, m.sw = g.s.w, m.ph = g.p.h, m.pw = g.p.w, m.dh = g.d.h, m.dw = g.d.w;
   m.wide_argmax = g.k.h * g.k.w > 256;
@@ -91,16 +91,17 @@ Unsigned largest(const void* data, int64_t count) {
 void check_argmax(const MaxPool2dParams& m, const Tensor& argmax) {
   const ScalarType type = m.wide_argmax ? ScalarType::Int : ScalarType::Byte;
   check_4d(kOp, "argmax", argmax);
-  check(argmax.scalar_type() == type, kOp, ": expected argmax of dtype ", m.wide_argmax ? "int32" : "uint8");
-  check(argmax.size(0) == m.n && argmax.size(1) == m.c && argmax.size(2) == m.oh && argmax.size(3) == m.ow, kOp,
-        ": expected argmax of size [", m.n, ", ", m.c, ", ", m.oh, ", ", m.ow, "], but got ", str(argmax));
+  FASTCNN_CHECK(argmax.scalar_type() == type, kOp, ": expected argmax of dtype ", m.wide_argmax ? "int32" : "uint8");
+  FASTCNN_CHECK(argmax.size(0) == m.n && argmax.size(1) == m.c && argmax.size(2) == m.oh && argmax.size(3) == m.ow, kOp,
+                ": expected argmax of size [", m.n, ", ", m.c, ", ", m.oh, ", ", m.ow, "], but got ", str(argmax));
 }
 
 void check_positions(const MaxPool2dParams& m, const Tensor& argmax) {
   const int64_t count = argmax.numel();
   const int64_t most = m.wide_argmax ? largest<uint32_t>(argmax.const_data_ptr(), count)
                                      : largest<uint8_t>(argmax.const_data_ptr(), count);
-  check(count == 0 || most < m.kh * m.kw, kOp, ": expected argmax below ", m.kh * m.kw, ", but it holds ", most);
+  FASTCNN_CHECK(count == 0 || most < m.kh * m.kw, kOp, ": expected argmax below ", m.kh * m.kw, ", but it holds ",
+                most);
 }
 
 Tensor backward(const Tensor& grad, const Tensor& argmax, const Ints& size, const Ints& kernel, const Ints& stride,
@@ -111,7 +112,8 @@ Tensor backward(const Tensor& grad, const Tensor& argmax, const Ints& size, cons
   set_geometry(m, size, pool_geometry(kOp, kernel, stride, padding, dilation), ceil_mode);
   check_argmax(m, argmax);
   check_4d(kOp, "grad", grad);
-  check(str(grad) == str(argmax), kOp, ": expected grad of argmax's size ", str(argmax), ", but got ", str(grad));
+  FASTCNN_CHECK(str(grad) == str(argmax), kOp, ": expected grad of argmax's size ", str(argmax), ", but got ",
+                str(grad));
   const MemoryFormat wanted = format_of(argmax), format = kernel_format(m, wanted);
   const Tensor g = torch::stable::contiguous(grad, format), at = torch::stable::contiguous(argmax, format);
   check_positions(m, at);

@@ -48,34 +48,34 @@ inline PoolGeometry pool_geometry(const char* op, const Ints& kernel, const Ints
   constexpr int64_t kNone = -(int64_t{1} << 31);
   const PoolGeometry g{pair(op, "kernel_size", kernel, 1), pair(op, "stride", stride, 1),
                        pair(op, "padding", padding, kNone), pair(op, "dilation", dilation, 1)};
-  check(g.p.h >= 0 && g.p.w >= 0, op, ": pad must be non-negative, but got padding (", g.p.h, ", ", g.p.w, ")");
-  check(g.p.h <= ((g.k.h - 1) * g.d.h + 1) / 2 && g.p.w <= ((g.k.w - 1) * g.d.w + 1) / 2, op,
-        ": pad should be at most half of effective kernel size, but got padding (", g.p.h, ", ", g.p.w,
-        "), kernel_size (", g.k.h, ", ", g.k.w, ") and dilation (", g.d.h, ", ", g.d.w, ")");
-  check(g.p.h <= g.k.h / 2 && g.p.w <= g.k.w / 2, op,
-        ": pad should be smaller than or equal to half of kernel size, but got padW = ", g.p.w, ", padH = ", g.p.h,
-        ", kW = ", g.k.w, ", kH = ", g.k.h);
+  FASTCNN_CHECK(g.p.h >= 0 && g.p.w >= 0, op, ": pad must be non-negative, but got padding (", g.p.h, ", ", g.p.w, ")");
+  FASTCNN_CHECK(g.p.h <= ((g.k.h - 1) * g.d.h + 1) / 2 && g.p.w <= ((g.k.w - 1) * g.d.w + 1) / 2, op,
+                ": pad should be at most half of effective kernel size, but got padding (", g.p.h, ", ", g.p.w,
+                "), kernel_size (", g.k.h, ", ", g.k.w, ") and dilation (", g.d.h, ", ", g.d.w, ")");
+  FASTCNN_CHECK(g.p.h <= g.k.h / 2 && g.p.w <= g.k.w / 2, op,
+                ": pad should be smaller than or equal to half of kernel size, but got padW = ", g.p.w,
+                ", padH = ", g.p.h, ", kW = ", g.k.w, ", kH = ", g.k.h);
   return g;
 }
 
 inline void check_pool_input(const char* op, const Tensor& x) {
   check_4d(op, "input", x);
-  check(x.size(1) > 0 && x.size(2) > 0 && x.size(3) > 0, op,
-        ": Expected 3D or 4D (batch mode) tensor with optional 0 dim batch size for input, but got: ", str(x));
+  FASTCNN_CHECK(x.size(1) > 0 && x.size(2) > 0 && x.size(3) > 0, op,
+                ": Expected 3D or 4D (batch mode) tensor with optional 0 dim batch size for input, but got: ", str(x));
 }
 
 // The size of an input, as a backward op is told it.
 inline void check_pool_size(const char* op, const Ints& size) {
   bool ok = size.size() == 4;
   for (const int64_t s : size) ok = ok && s >= 0 && s < int64_t{1} << 40;
-  check(ok, op, ": expected size to be the 4 sizes (N, C, H, W) of the input");
+  FASTCNN_CHECK(ok, op, ": expected size to be the 4 sizes (N, C, H, W) of the input");
 }
 
 inline Pair pool_output(const char* op, const PoolGeometry& g, int64_t h, int64_t w, bool ceil_mode) {
   const Pair out{pool_output_size(h, g.k.h, g.s.h, g.p.h, g.d.h, ceil_mode),
                  pool_output_size(w, g.k.w, g.s.w, g.p.w, g.d.w, ceil_mode)};
-  check(out.h > 0 && out.w > 0, op, ": Given input size: (", h, "x", w, "). Calculated output size: (", out.h, "x",
-        out.w, "). Output size is too small");
+  FASTCNN_CHECK(out.h > 0 && out.w > 0, op, ": Given input size: (", h, "x", w, "). Calculated output size: (", out.h,
+                "x", out.w, "). Output size is too small");
   return out;
 }
 

@@ -13,7 +13,7 @@ constexpr int64_t kChunks = 16;  // partial sums of the weight's gradient, at mo
 
 SparseConv2dParams geometry(const Ints& x, const Tensor& like, const Ints& counts, const Ints& indices,
                             const Ints& kernel, const Ints& stride, const Ints& padding) {
-  check(x.size() == 4, kOp, ": expected 4D input (N, C, H, W), but got ", x.size(), "D");
+  FASTCNN_CHECK(x.size() == 4, kOp, ": expected 4D input (N, C, H, W), but got ", x.size(), "D");
   const Pair k = pair(kOp, "kernel_size", kernel, 1), s = pair(kOp, "stride", stride, 1),
              pad = pair(kOp, "padding", padding, 0);
   SparseConv2dParams p{};
@@ -21,16 +21,18 @@ SparseConv2dParams geometry(const Ints& x, const Tensor& like, const Ints& count
   p.counts = counts.data(), p.indices = indices.data(), p.links = indices.size();
   int64_t links = 0;
   for (const int64_t c : counts) {
-    check(c >= 0 && c <= p.links - links, kOp, ": expected counts to sum to the number of indices (", p.links, ")");
+    FASTCNN_CHECK(c >= 0 && c <= p.links - links, kOp, ": expected counts to sum to the number of indices (", p.links,
+                  ")");
     links += c;
   }
-  check(links == p.links, kOp, ": expected counts to sum to the number of indices (", p.links, "), but got ", links);
+  FASTCNN_CHECK(links == p.links, kOp, ": expected counts to sum to the number of indices (", p.links, "), but got ",
+                links);
   for (const int64_t i : indices)
-    check(i >= 0 && i < x[1], kOp, ": expected table to name input maps 0 to ", x[1] - 1, ", but got ", i);
+    FASTCNN_CHECK(i >= 0 && i < x[1], kOp, ": expected table to name input maps 0 to ", x[1] - 1, ", but got ", i);
   p.kh = k.h, p.kw = k.w, p.sh = s.h, p.sw = s.w, p.ph = pad.h, p.pw = pad.w;
   const int64_t h = x[2] + 2 * pad.h, w = x[3] + 2 * pad.w;
-  check(h >= k.h && w >= k.w, kOp, ": Calculated padded input size per channel: (", h, " x ", w, "). Kernel size: (",
-        k.h, " x ", k.w, "). Kernel size can't be greater than actual input size");
+  FASTCNN_CHECK(h >= k.h && w >= k.w, kOp, ": Calculated padded input size per channel: (", h, " x ", w,
+                "). Kernel size: (", k.h, " x ", k.w, "). Kernel size can't be greater than actual input size");
   p.ym = {x[0], int64_t(counts.size()), (h - k.h) / s.h + 1, (w - k.w) / s.w + 1, 0, 0, 0, 0};
   p.phases_h = std::min(s.h, k.h), p.phases_w = std::min(s.w, k.w);
   p.rows = (h + s.h - 1) / s.h, p.pitch = (w + s.w - 1) / s.w;
@@ -41,20 +43,21 @@ SparseConv2dParams geometry(const Ints& x, const Tensor& like, const Ints& count
 
 void check_weight(const Tensor& like, const Tensor& w, const SparseConv2dParams& p) {
   check_same_dtype(kOp, "weight", like, w);
-  check(w.dim() == 3 && w.size(0) == p.links, kOp, ": expected weight of size [", p.links,
-        ", kernel height, kernel width], one kernel a link of table, but got weight of size ", str(w));
+  FASTCNN_CHECK(w.dim() == 3 && w.size(0) == p.links, kOp, ": expected weight of size [", p.links,
+                ", kernel height, kernel width], one kernel a link of table, but got weight of size ", str(w));
 }
 
 void check_grad(const Tensor& g, const SparseConv2dParams& p) {
-  check(g.dim() == 4 && g.size(0) == p.ym.n && g.size(1) == p.ym.c && g.size(2) == p.ym.h && g.size(3) == p.ym.w, kOp,
-        ": expected grad of size [", p.ym.n, ", ", p.ym.c, ", ", p.ym.h, ", ", p.ym.w, "], but got grad of size ",
-        str(g));
+  FASTCNN_CHECK(
+      g.dim() == 4 && g.size(0) == p.ym.n && g.size(1) == p.ym.c && g.size(2) == p.ym.h && g.size(3) == p.ym.w, kOp,
+      ": expected grad of size [", p.ym.n, ", ", p.ym.c, ", ", p.ym.h, ", ", p.ym.w, "], but got grad of size ",
+      str(g));
 }
 
 Ints sizes(const Tensor& t) { return Ints(t.sizes().begin(), t.sizes().end()); }
 Ints kernel_of(const Tensor& w) {
-  check(w.dim() == 3, kOp, ": expected 3D weight (links, kernel height, kernel width), but got weight of size ",
-        str(w));
+  FASTCNN_CHECK(w.dim() == 3, kOp, ": expected 3D weight (links, kernel height, kernel width), but got weight of size ",
+                str(w));
   return {w.size(1), w.size(2)};
 }
 
@@ -86,8 +89,8 @@ Tensor sparse_conv2d(const Tensor& input, const Tensor& weight, const std::optio
   Tensor b;
   if (bias) {
     check_same_dtype(kOp, "bias", input, *bias);
-    check(bias->dim() == 1 && bias->size(0) == p.ym.c, kOp, ": expected bias of size [", p.ym.c,
-          "], but got bias of size ", str(*bias));
+    FASTCNN_CHECK(bias->dim() == 1 && bias->size(0) == p.ym.c, kOp, ": expected bias of size [", p.ym.c,
+                  "], but got bias of size ", str(*bias));
     b = torch::stable::contiguous(*bias);
     p.b = b.const_data_ptr();
   }

@@ -10,10 +10,10 @@ namespace {
 constexpr const char* kOp = "subsample2d";
 
 Subsample2dParams geometry(const Ints& x, const Tensor& like, const Ints& kernel, const Ints& stride, double scale) {
-  check(x.size() == 4, kOp, ": expected 4D input (N, C, H, W), but got ", x.size(), "D");
+  FASTCNN_CHECK(x.size() == 4, kOp, ": expected 4D input (N, C, H, W), but got ", x.size(), "D");
   const Pair k = pair(kOp, "kernel_size", kernel, 1), s = pair(kOp, "stride", stride, 1);
-  check(x[2] >= k.h && x[3] >= k.w, kOp, ": expected input of at least kernel_size (", k.h, ", ", k.w,
-        "), but got height and width (", x[2], ", ", x[3], ")");
+  FASTCNN_CHECK(x[2] >= k.h && x[3] >= k.w, kOp, ": expected input of at least kernel_size (", k.h, ", ", k.w,
+                "), but got height and width (", x[2], ", ", x[3], ")");
   Subsample2dParams p{};
   p.dtype = dtype_of(kOp, like);
   p.kh = k.h, p.kw = k.w, p.sh = s.h, p.sw = s.w, p.scale = scale;
@@ -24,15 +24,16 @@ Subsample2dParams geometry(const Ints& x, const Tensor& like, const Ints& kernel
 // One value a channel, contiguous.
 Tensor per_channel(const char* argument, const Tensor& like, const Tensor& t, int64_t channels) {
   check_same_dtype(kOp, argument, like, t);
-  check(t.dim() == 1 && t.size(0) == channels, kOp, ": expected ", argument, " of size [", channels, "], but got ",
-        argument, " of size ", str(t));
+  FASTCNN_CHECK(t.dim() == 1 && t.size(0) == channels, kOp, ": expected ", argument, " of size [", channels,
+                "], but got ", argument, " of size ", str(t));
   return torch::stable::contiguous(t);
 }
 
 void check_grad(const Tensor& g, const Subsample2dParams& p) {
-  check(g.dim() == 4 && g.size(0) == p.ym.n && g.size(1) == p.ym.c && g.size(2) == p.ym.h && g.size(3) == p.ym.w, kOp,
-        ": expected grad of size [", p.ym.n, ", ", p.ym.c, ", ", p.ym.h, ", ", p.ym.w, "], but got grad of size ",
-        str(g));
+  FASTCNN_CHECK(
+      g.dim() == 4 && g.size(0) == p.ym.n && g.size(1) == p.ym.c && g.size(2) == p.ym.h && g.size(3) == p.ym.w, kOp,
+      ": expected grad of size [", p.ym.n, ", ", p.ym.c, ", ", p.ym.h, ", ", p.ym.w, "], but got grad of size ",
+      str(g));
 }
 
 template <class Kernel>

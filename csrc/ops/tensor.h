@@ -69,8 +69,8 @@ inline void check_4d(const char* op, const char* argument, const Tensor& t) {
 }
 
 inline void check_same_dtype(const char* op, const char* argument, const Tensor& x, const Tensor& t) {
-  FASTCNN_CHECK(x.scalar_type() == t.scalar_type(), op, ": expected ", argument, " to have the dtype of input (",
-                name_of(x.scalar_type()), "), but got ", name_of(t.scalar_type()));
+  FASTCNN_CHECK(x.scalar_type() == t.scalar_type(), op, ": Input type (", name_of(x.scalar_type()), ") and ", argument,
+                " type (", name_of(t.scalar_type()), ") should be the same");
 }
 
 // The stable ABI does not check a SymInt[2]'s length: a list of one would be read past its end.

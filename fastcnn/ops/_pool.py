@@ -9,7 +9,7 @@ from ._define import Differentiable, fold, memory_format, register_fake
 
 
 def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool) -> int:
-    """floor or ceil of (size + 2*padding - dilation*(kernel-1) - 1) / stride + 1, no window starting behind the input."""
+    """floor or ceil of (size + 2*padding - dilation*(kernel-1) - 1) / stride + 1; no window starts behind the input."""
     out = (size + 2 * padding - dilation * (kernel - 1) - 1 + (stride - 1 if ceil_mode else 0)) // stride + 1
     return out - 1 if ceil_mode and (out - 1) * stride >= size + padding else out
 

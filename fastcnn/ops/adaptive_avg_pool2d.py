@@ -1,6 +1,5 @@
 """adaptive_avg_pool2d: what its C++ half (csrc/ops/adaptive_avg_pool2d.cpp) cannot say through the stable ABI."""
 
-import itertools
 from types import SimpleNamespace
 
 import torch
@@ -18,12 +17,12 @@ def define(namespace: str) -> SimpleNamespace:
 
 def reference(x, output_size) -> torch.Tensor:
     """y[n,c,p,q] = mean of x[n,c,h,w] over floor(p*H/OH) <= h < ceil((p+1)*H/OH) and the same for w, in float64."""
-    n, c, h, w = x.shape
-    oh, ow = output_size
-    y = torch.empty(n, c, oh, ow, dtype=torch.float64)
-    for p, q in itertools.product(range(oh), range(ow)):
-        rows, columns = slice(p * h // oh, -(-(p + 1) * h // oh)), slice(q * w // ow, -(-(q + 1) * w // ow))
-        y[:, :, p, q] = x[:, :, rows, columns].double().mean((2, 3))
+    y = x.double()
+    for dim, out in enumerate(output_size, start=2):
+        size = x.shape[dim]
+        p, h = torch.arange(out)[:, None], torch.arange(size)
+        holds = (p * size // out <= h) & (h < -(-(p + 1) * size // out)) if out else torch.empty(0, size).bool()
+        y = (y.movedim(dim, -1) @ (holds / holds.sum(1, keepdim=True).double()).T).movedim(-1, dim)
     return y
 
 

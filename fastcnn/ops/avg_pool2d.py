@@ -1,6 +1,5 @@
 """avg_pool2d: what its C++ half (csrc/ops/avg_pool2d.cpp) cannot say through the stable ABI."""
 
-import itertools
 from types import SimpleNamespace
 
 import torch
@@ -26,20 +25,18 @@ def reference(
     """y[n,c,p,q] = 1/d * sum of x[n, c, p*sh-ph+i, q*sw-pw+j] over 0<=i<kh, 0<=j<kw inside x, in float64.
 
     d is divisor_override, or the number of those positions, with count_include_pad of all i, j for which
-    p*sh-ph+i < H+ph and q*sw-pw+j < W+pw.
+    p*sh-ph+i < H+ph and q*sw-pw+j < W+pw. Windows are products, so rows and columns are summed one after the other.
     """
-    (kh, kw), (sh, sw), (ph, pw) = kernel_size, stride, padding
-    n, c, h, w = x.shape
-    oh, ow = output_size(h, kh, sh, ph, 1, ceil_mode), output_size(w, kw, sw, pw, 1, ceil_mode)
-    y = torch.zeros(n, c, oh, ow, dtype=torch.float64)
-    for p, q in itertools.product(range(oh), range(ow)):
-        window = [(p * sh - ph + i, q * sw - pw + j) for i, j in itertools.product(range(kh), range(kw))]
-        inside = [(row, column) for row, column in window if 0 <= row < h and 0 <= column < w]
-        padded = [(row, column) for row, column in window if row < h + ph and column < w + pw]
-        for row, column in inside:
-            y[:, :, p, q] += x[:, :, row, column].double()
-        y[:, :, p, q] /= divisor_override or len(padded if count_include_pad else inside)
-    return y
+    y = x.double()
+    for dim, (k, s, p) in enumerate(zip(kernel_size, stride, padding), start=2):
+        size = x.shape[dim]
+        windows = torch.arange(output_size(size, k, s, p, 1, ceil_mode))[:, None] * s - p
+        holds = (windows <= torch.arange(size)) & (torch.arange(size) < windows + k)
+        padded = (windows + k).clamp(max=size + p) - windows
+        divisor = padded if count_include_pad else holds.sum(1, keepdim=True)
+        weights = holds.double() if divisor_override else holds / divisor.double()
+        y = (y.movedim(dim, -1) @ weights.T).movedim(-1, dim)
+    return y / divisor_override if divisor_override else y
 
 
 ops = register(define)

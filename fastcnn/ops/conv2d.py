@@ -202,6 +202,11 @@ def conv2d(
         and (residual is None or getattr(residual, "is_cpu", False))
     ):
         _refuse(weight=weight, bias=bias, residual=residual)
+    if weight.dim() != 4:
+        raise RuntimeError(
+            f"conv2d: Expected {weight.dim()}-dimensional input for {weight.dim()}-dimensional weight "
+            f"{list(weight.shape)}: expected 4D weight (O, C/groups, KH, KW)"
+        )
     if torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
         input, weight, bias, residual = (
