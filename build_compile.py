@@ -68,14 +68,29 @@ class Build(build_ext):
                       extra_postargs=None, depends=None):  # fmt: skip
         """CCompiler.compile, but parallel and by the dependency files that the compiler itself wrote."""
         objects = self.compiler.object_filenames(sources, output_dir=output_dir)
-        preprocess = [f"-D{k}={v}" for k, v in macros or []] + [f"-I{d}" for d in [*include_dirs, *self.compiler.include_dirs]]
+        preprocess = [f"-D{k}={v}" for k, v in macros or []] + [
+            f"-I{d}" for d in [*include_dirs, *self.compiler.include_dirs]
+        ]
 
         def compile(job):
             obj, src = job
             isa = Path(src).parent.name if "isa" in Path(src).parts else None
             flags = [*ISA[isa], f"-DFASTCNN_ISA={isa}"] if isa else []
             Path(obj).parent.mkdir(parents=True, exist_ok=True)
-            self.spawn([*self.compiler.compiler_cxx, "-fPIC", *preprocess, *extra_postargs, *flags, "-MMD", "-c", src, "-o", obj])
+            self.spawn(
+                [
+                    *self.compiler.compiler_cxx,
+                    "-fPIC",
+                    *preprocess,
+                    *extra_postargs,
+                    *flags,
+                    "-MMD",
+                    "-c",
+                    src,
+                    "-o",
+                    obj,
+                ]
+            )
 
         with ThreadPoolExecutor(max_jobs()) as pool:
             list(pool.map(compile, [job for job in zip(objects, sources) if stale(job[0])]))

@@ -7,7 +7,7 @@ from pathlib import Path
 from setuptools import Extension, find_packages, setup
 
 sys.path.insert(0, str(Path(__file__).parent))
-from build_compile import X86, Build, torch  # noqa: E402
+from build_compile import X86, Build, torch
 
 root = torch or Path("no-torch")  # metadata can be had without; Build says what is missing
 extension = Extension(

@@ -1,4 +1,4 @@
-"""The build: what is recompiled after a change, and what is said where a tool is missing. The compiler is a stand-in."""
+"""The build, with a stand-in for the compiler: what is recompiled after a change, what is said without a tool."""
 
 import os
 import shutil

@@ -56,9 +56,7 @@ def test_equals_the_formula(seed):
     case = random_case(seed)
     dtype, geometry = case["dtype"], case["geometry"]
     torch.manual_seed(seed)
-    x, weight = (
-        torch.randn(case[k]).to(dtype).to(memory_format=f) for k, f in zip(("x", "weight"), case["layouts"])
-    )
+    x, weight = (torch.randn(case[k]).to(dtype).to(memory_format=f) for k, f in zip(("x", "weight"), case["layouts"]))
     bias = torch.randn(weight.shape[0]).to(dtype) if case["bias"] else None
     x64, w64 = x.double().requires_grad_(), weight.double().requires_grad_()
     plain = conv.reference(x64, w64, None, None, *geometry, False)
@@ -123,7 +121,9 @@ def test_opcheck(layout):
     x, r = (t.detach().to(memory_format=layout).requires_grad_() for t in (x, r))
     torch.library.opcheck(torch.ops.fastcnn.conv2d.default, (x, w, b, r, *GEOMETRY, True, 1))
     flat = (2, 1, 1, 0, 1, 1, 2)
-    torch.library.opcheck(torch.ops.fastcnn._conv2d.default, (x.detach(), w.detach(), None, b.detach(), None, flat, False, 1))
+    torch.library.opcheck(
+        torch.ops.fastcnn._conv2d.default, (x.detach(), w.detach(), None, b.detach(), None, flat, False, 1)
+    )
     g = torch.randn_like(r, requires_grad=True)
     torch.library.opcheck(torch.ops.fastcnn.conv2d_backward_input.default, (g, w, list(x.shape), *GEOMETRY))
     torch.library.opcheck(torch.ops.fastcnn.conv2d_backward_weight.default, (g, x, list(w.shape), *GEOMETRY))
@@ -139,7 +139,7 @@ def test_functional_transforms():
     conv_one = lambda x, w: F.conv2d(x, w, b, 1, 0, 1, 2)
     for dims in ((0, None), (None, 0), (0, 0)):
         args = (xs if dims[0] == 0 else x, ws if dims[1] == 0 else w.detach())
-        pick = lambda i: [a[i] if d == 0 else a for a, d in zip(args, dims)]
+        pick = lambda i, args=args, dims=dims: [a[i] if d == 0 else a for a, d in zip(args, dims)]
         want = torch.stack([conv_one(*pick(i)) for i in range(3)])
         torch.testing.assert_close(torch.vmap(conv_one, dims)(*args), want)
         got = torch.vmap(torch.func.grad(f, 1), dims)(*args)
@@ -193,7 +193,12 @@ def test_module_equals_torch(mode, padding):
     module.load_state_dict(stock.state_dict())
     assert repr(module) == repr(stock)
     assert isinstance(module, torch.nn.Conv2d)
-    for x in (torch.randn(2, 4, 9, 8), torch.randn(4, 9, 8), torch.randn(0, 4, 9, 8), torch.randn(2, 9, 8, 4).mT.transpose(1, 3)):
+    for x in (
+        torch.randn(2, 4, 9, 8),
+        torch.randn(4, 9, 8),
+        torch.randn(0, 4, 9, 8),
+        torch.randn(2, 9, 8, 4).mT.transpose(1, 3),
+    ):
         if x.shape[-3] == 4:
             torch.testing.assert_close(module(x), stock(x))
 

@@ -52,7 +52,7 @@ def compare(name, function, stock, dtype, layout):
         got, want = results(function, sample, layout), results(stock, sample, layout)
         for mine, theirs in zip(got, want, strict=True):
             rtol, atol = DIFFERENCES.get((name, dtype), (None, None))
-            explain = lambda m: f"{m}\n{sample.summary()}"
+            explain = lambda m, sample=sample: f"{m}\n{sample.summary()}"
             torch.testing.assert_close(mine, theirs, rtol=rtol, atol=atol, equal_nan=True, msg=explain)
         assert got[0].stride() == want[0].stride() or got[0].numel() == 0, sample.summary()
         count += 1

@@ -1,5 +1,6 @@
 """Equal bits for every run and any number of threads; forks, workers and threads that call at once."""
 
+import functools
 import multiprocessing
 import os
 import subprocess
@@ -167,7 +168,7 @@ def in_fork(work) -> int | None:
 
 def test_fork_after_use_of_the_pool():
     torch.set_num_threads(4)
-    calls = [lambda f=OPS[name][0], tensors=inputs(name): f(*tensors) for name in OPS] + backward_calls()
+    calls = [functools.partial(OPS[name][0], *inputs(name)) for name in OPS] + backward_calls()
     with torch.no_grad():
         want = [call().numpy().tobytes() for call in calls]
 

@@ -68,7 +68,8 @@ inline VI<A> load_index(const Index* p, int n) {
   constexpr int lanes = Vec<A>::lanes;
 #if defined(__AVX512F__)
   if constexpr (sizeof(Index) == 1 && sizeof(A) == 4)
-    if (n == lanes) return (VI<A>)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    if (n == lanes)
+      return (VI<A>)_mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 #elif defined(__AVX2__)
   if constexpr (sizeof(Index) == 1 && sizeof(A) == 4)
     if (n == lanes) return (VI<A>)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));

@@ -29,8 +29,8 @@ void scatter(const MaxPool2dParams& p, Parts parts, int64_t begin, int64_t end) 
   const int64_t step = nhwc ? p.c : 1, blocks = nhwc ? p.scatter_blocks() : p.c;
   // Positions in memory's width are few enough for a table; of wide ones each is worked out.
   constexpr int64_t tabled = sizeof(Index) == 1 ? 256 : 0;
-  int64_t* offsets = parts.take<int64_t>(tabled);
-  for (int64_t at = 0; at < tabled && at < p.kh * p.kw; ++at) offsets[at] = Place(p, at).offset;
+  Place* places = parts.take<Place>(tabled);
+  for (int64_t at = 0; at < tabled && at < p.kh * p.kw; ++at) places[at] = Place(p, at);
   // Windows whose columns all lie inside.
   const int64_t whole_from = (p.pw + p.sw - 1) / p.sw;
   const int64_t slack = p.w - 1 + p.pw - (p.kw - 1) * p.dw, whole_to = slack < 0 ? 0 : slack / p.sw + 1;
@@ -56,11 +56,11 @@ void scatter(const MaxPool2dParams& p, Parts parts, int64_t begin, int64_t end) 
         const int64_t o = (oh * p.ow + ow) * step, w0 = ow * p.sw - p.pw;
         A* const window = to + (h0 * p.w + w0) * to_step;
         if (tabled && rows_whole && ow >= whole_from && ow < whole_to) {
-          for (int64_t c = 0; c < channels; ++c) window[offsets[argmax[o + c]] * to_step + c] += get(g[o + c]);
+          for (int64_t c = 0; c < channels; ++c) window[places[argmax[o + c]].offset * to_step + c] += get(g[o + c]);
           continue;
         }
         for (int64_t c = 0; c < channels; ++c) {
-          const Place at(p, argmax[o + c]);
+          const Place at = tabled ? places[argmax[o + c]] : Place(p, argmax[o + c]);
           if (inside(p, h0 + at.down, w0 + at.right)) window[at.offset * to_step + c] += get(g[o + c]);
         }
       }

@@ -29,7 +29,7 @@ def define(namespace: str) -> SimpleNamespace:
     def check(x, weight, groups):
         torch._check(
             x.dim() == 4 and weight.dim() == 4,
-            lambda: f"conv2d: expected 4D input and weight, but got sizes {list(x.shape)} and {list(weight.shape)}",
+            lambda: f"conv2d: expected 4D input and weight, but got {list(x.shape)} and {list(weight.shape)}",
         )
         torch._check(
             x.shape[1] == weight.shape[1] * groups,

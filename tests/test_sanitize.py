@@ -1,0 +1,88 @@
+"""The ops' tests on a library built with AddressSanitizer and UndefinedBehaviorSanitizer (tests/sanitize/build.py)."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.sanitize import build as sanitized
+
+FINDINGS = ("ERROR: AddressSanitizer", "runtime error:")
+FILES = (
+    "test_conv2d.py",
+    "test_max_pool2d.py",
+    "test_avg_pool2d.py",
+    "test_adaptive_avg_pool2d.py",
+    "test_local_response_norm.py",
+    "test_sparse_conv2d.py",
+    "test_subsample2d.py",
+    "test_hostile.py",
+    "test_packed_weights.py",
+)
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which(sanitized.CXX) is None, reason=f"no C++ compiler ('{sanitized.CXX}')"),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def library():
+    sanitized.build()
+
+
+def run(*command: str, **environment: str) -> str:
+    """What Python prints, with the sanitizers' runtime in front of every other library.
+
+    It does not look for leaks, of which the interpreter has its own, and gives no memory by returning null: the tests
+    ask for more than there is.
+    """
+    run = subprocess.run(
+        [sys.executable, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=sanitized.PACKAGE,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(sanitized.PACKAGE),
+            "LD_PRELOAD": f"{sanitized.runtime('libasan.so')} {sanitized.runtime('libstdc++.so')}",
+            "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
+            "UBSAN_OPTIONS": "print_stacktrace=1",
+            **environment,
+        },
+    )
+    return run.stdout
+
+
+def found(output: str) -> list[str]:
+    return [line for line in output.splitlines() if any(finding in line for finding in FINDINGS)]
+
+
+@pytest.mark.parametrize(("call", "finding"), [
+    ("read_behind(ctypes.c_int64(100))", "ERROR: AddressSanitizer: heap-buffer-overflow"),
+    ("overflow(ctypes.c_int32(2))", "runtime error: signed integer overflow"),
+])  # fmt: skip
+def test_planted_faults_are_found(call, finding):
+    output = run("-c", f"import ctypes; ctypes.CDLL({str(sanitized.PLANTED)!r}).{call}")
+    assert finding in output, output
+
+
+def test_sanitized_library_is_the_one_tested():
+    code = "import fastcnn; print(fastcnn.__file__, 'libasan' in open('/proc/self/maps').read())"
+    assert run("-c", code).split() == [str(sanitized.PACKAGE / "fastcnn" / "__init__.py"), "True"]
+
+
+# Compiled graphs run the same kernels, and would have g++ itself run under the sanitizer.
+@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("file", FILES)
+def test_nothing_is_found(file, level):
+    output = run(
+        "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "-k", "not compile and not export", f"tests/{file}",
+        FASTCNN_CPU_CAPABILITY=level,
+    )  # fmt: skip
+    assert not found(output), "\n".join(found(output)) + output[-8000:]
+    assert " passed" in output, output[-8000:]
+    assert " failed" not in output, output[-8000:]
