@@ -30,10 +30,14 @@ void scatter(const MaxPool2dParams& p, Parts parts, int64_t begin, int64_t end) 
   // Positions in memory's width are few enough for a table; of wide ones each is worked out.
   constexpr int64_t tabled = sizeof(Index) == 1 ? 256 : 0;
   Place* places = parts.take<Place>(tabled);
-  for (int64_t at = 0; at < tabled && at < p.kh * p.kw; ++at) places[at] = Place(p, at);
+  int64_t* offsets = parts.take<int64_t>(tabled);
+  for (int64_t at = 0; at < tabled && at < p.kh * p.kw; ++at)
+    places[at] = Place(p, at), offsets[at] = places[at].offset;
   // Windows whose columns all lie inside.
   const int64_t whole_from = (p.pw + p.sw - 1) / p.sw;
-  const int64_t slack = p.w - 1 + p.pw - (p.kw - 1) * p.dw, whole_to = slack < 0 ? 0 : slack / p.sw + 1;
+  const int64_t slack = p.w - 1 + p.pw - (p.kw - 1) * p.dw, whole_to = slack < 0                 ? 0
+                                                                       : slack / p.sw + 1 < p.ow ? slack / p.sw + 1
+                                                                                                 : p.ow;
   A* sums = in_place ? nullptr : parts.take<A>(p.h * p.w * held);
 
   for (int64_t task = begin; task < end; ++task) {
@@ -50,20 +54,23 @@ void scatter(const MaxPool2dParams& p, Parts parts, int64_t begin, int64_t end) 
     else
       for (int64_t i = 0; i < p.h * p.w; ++i) __builtin_memset(to + i * to_step, 0, channels * sizeof(A));
     for (int64_t oh = 0; oh < p.oh; ++oh) {
-      const int64_t h0 = oh * p.sh - p.ph;
-      const bool rows_whole = h0 >= 0 && h0 + (p.kh - 1) * p.dh < p.h;
-      for (int64_t ow = 0; ow < p.ow; ++ow) {
-        const int64_t o = (oh * p.ow + ow) * step, w0 = ow * p.sw - p.pw;
-        A* const window = to + (h0 * p.w + w0) * to_step;
-        if (tabled && rows_whole && ow >= whole_from && ow < whole_to) {
-          for (int64_t c = 0; c < channels; ++c) window[places[argmax[o + c]].offset * to_step + c] += get(g[o + c]);
-          continue;
-        }
+      const int64_t h0 = oh * p.sh - p.ph, line = oh * p.ow;
+      const auto border = [&](int64_t ow) {
+        const int64_t o = (line + ow) * step, w0 = ow * p.sw - p.pw;
         for (int64_t c = 0; c < channels; ++c) {
           const Place at = tabled ? places[argmax[o + c]] : Place(p, argmax[o + c]);
-          if (inside(p, h0 + at.down, w0 + at.right)) window[at.offset * to_step + c] += get(g[o + c]);
+          if (inside(p, h0 + at.down, w0 + at.right)) to[(h0 * p.w + w0 + at.offset) * to_step + c] += get(g[o + c]);
         }
+      };
+      const bool rows_whole = tabled && h0 >= 0 && h0 + (p.kh - 1) * p.dh < p.h && whole_to > whole_from;
+      const int64_t from = rows_whole ? whole_from : p.ow, until = rows_whole ? whole_to : p.ow;
+      for (int64_t ow = 0; ow < from; ++ow) border(ow);
+      A* window = to + (h0 * p.w + from * p.sw - p.pw) * to_step;
+      for (int64_t ow = from; ow < until; ++ow, window += p.sw * to_step) {
+        const int64_t o = (line + ow) * step;
+        for (int64_t c = 0; c < channels; ++c) window[offsets[argmax[o + c]] * to_step + c] += get(g[o + c]);
       }
+      for (int64_t ow = until; ow < p.ow; ++ow) border(ow);
     }
     if (in_place) continue;
     for (int64_t i = 0; i < p.h * p.w; ++i)

@@ -51,7 +51,7 @@ struct MaxPool2dParams {
   int64_t backward_scratch_bytes() const {
     constexpr int64_t kWord = 8, kParts = 8 * 64, kPlaces = 256;
     if (!scatters()) return kWord * 2 * most_covering() + kParts;
-    return kWord * (3 * kPlaces + h * w * (channels_last ? kScatterChannels : 1)) + kParts;
+    return kWord * (4 * kPlaces + h * w * (channels_last ? kScatterChannels : 1)) + kParts;
   }
 };
 

@@ -35,7 +35,7 @@ def define(namespace: str) -> SimpleNamespace:
             x.shape[1] == weight.shape[1] * groups,
             lambda: (
                 f"conv2d: Given groups={groups}, weight of size {list(weight.shape)}, expected "
-                f"input{list(x.shape)} to have {weight.shape[1] * groups} channels, but got {x.shape[1]} channels instead"
+                f"input{list(x.shape)} to have {weight.shape[1] * groups} channels, but got {x.shape[1]} instead"
             ),
         )
 
