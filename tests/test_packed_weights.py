@@ -86,7 +86,7 @@ def load_state_dict(conv):
 
 def sgd(conv):
     conv(X).square().sum().backward()
-    torch.optim.SGD(conv.parameters(), lr=0.1).step()
+    torch.optim.SGD(conv.parameters(), lr=1e-4).step()  # small: sums of large terms would cancel
 
 
 def convert_layout(conv):

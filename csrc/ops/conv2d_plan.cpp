@@ -9,6 +9,9 @@ namespace {
 // Elements of a task's copy of x. 512 KiB of float32 leave half of a 1 MiB L2 to the weights that stream past it.
 constexpr int64_t kStageElements = 128 * 1024;
 
+// Elements of a block's output, likewise.
+constexpr int64_t kOutputElements = 128 * 1024;
+
 // Enough tasks that the last one to finish costs little, where there is work for that many.
 constexpr int64_t kTasksPerThread = 8;
 
@@ -35,6 +38,14 @@ struct BlockShape {
   int64_t rows, cols;
 };
 
+// The block's outputs, too, stay in L2 while the kernel adds panel after panel to each pixel's channels.
+BlockShape within_output(BlockShape block, int64_t channels) {
+  const int64_t pixels = std::max(kLeastPixels, kOutputElements / std::max<int64_t>(1, channels));
+  block.rows = std::clamp<int64_t>(pixels / block.cols, 1, block.rows);
+  if (block.rows == 1) block.cols = std::min(block.cols, std::max(kLeastPixels, pixels / kLeastPixels * kLeastPixels));
+  return block;
+}
+
 // Output pixels whose part of x has about kStageElements elements: whole rows if one fits.
 BlockShape block_shape(const ConvGeometry& g, const Map& ym, int64_t channels) {
   channels = std::max<int64_t>(1, channels);
@@ -45,7 +56,7 @@ BlockShape block_shape(const ConvGeometry& g, const Map& ym, int64_t channels) {
   }
   const int64_t fit = kStageElements / (in_cols(g, cols) * channels);
   const int64_t rows = fit <= in_rows(g, 1) ? 1 : (fit - in_rows(g, 1)) / g.sh + 1;
-  return {std::clamp<int64_t>(rows, 1, ym.h), cols};
+  return within_output({std::clamp<int64_t>(rows, 1, ym.h), cols}, ym.c);
 }
 
 }  // namespace
