@@ -99,38 +99,39 @@ void rows(const Conv2dParams& p, const Conv2dPlan& plan, Acc<T>* scratch, int64_
     } else {
       x = reinterpret_cast<const A*>(static_cast<const T*>(p.x) + n * p.xm.sn);
     }
-    for (int64_t c0 = 0; c0 < channels; c0 += L) {
-      Window<A> v{};
-      v.row = g.dh * row, v.col = g.dw * col, v.kw = g.kw;
-      v.w = static_cast<const A*>(p.packed) + c0 / L * g.kh * g.kw * CG * L;
-      v.lanes = channels - c0 < L ? int(channels - c0) : L;
-      const A* bias = p.bias ? static_cast<const A*>(p.bias) + c0 : nullptr;
-      for (int64_t oh = oh0; oh < oh1; ++oh) {
-        const int64_t h = oh * g.sh - g.ph - h0;
-        const Taps down = taps_inside(h, g.kh, g.dh, height);
-        v.i0 = down.first, v.i1 = down.last;
-        for (int64_t ow = ow0; ow < ow1;) {
-          const int64_t w = ow * g.sw - g.pw - w0;
-          const Taps beside = taps_inside(w, g.kw, g.dw, width);
-          v.j0 = beside.first, v.j1 = beside.last;
+    Window<A> v{};
+    v.row = g.dh * row, v.col = g.dw * col, v.kw = g.kw;
+    for (int64_t oh = oh0; oh < oh1; ++oh) {
+      const int64_t h = oh * g.sh - g.ph - h0;
+      const Taps down = taps_inside(h, g.kh, g.dh, height);
+      v.i0 = down.first, v.i1 = down.last;
+      for (int64_t ow = ow0, pixels; ow < ow1; ow += pixels) {
+        const int64_t w = ow * g.sw - g.pw - w0;
+        const Taps beside = taps_inside(w, g.kw, g.dw, width);
+        v.j0 = beside.first, v.j1 = beside.last;
+        pixels = 1;
+        if (w >= 0) {  // as many pixels as have all their taps inside
+          const int64_t inside = (width - w - (g.kw - 1) * g.dw - 1) / g.sw + 1;
+          const int64_t left = ow1 - ow < inside ? ow1 - ow : inside;
+          pixels = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+        }
+        const bool whole = v.j0 == 0 && v.j1 == g.kw && g.kw == 3 && g.dw == 1;
+        // Channels innermost: they lie side by side in memory, and a batch of maps streams through once.
+        for (int64_t c0 = 0; c0 < channels; c0 += L) {
           v.x = x + h * row + w * col + c0;
-          int pixels = 1;
-          if (w >= 0) {  // as many pixels as have all their taps inside
-            const int64_t inside = (width - w - (g.kw - 1) * g.dw - 1) / g.sw + 1;
-            const int64_t left = ow1 - ow < inside ? ow1 - ow : inside;
-            pixels = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
-          }
-          const bool whole = v.j0 == 0 && v.j1 == g.kw && g.kw == 3 && g.dw == 1 && v.lanes == L;
-          if (whole && g.sw == 1)
-            accumulate_pixels<A, CG, 3, 1, true>(pixels, v, col, tile);
+          v.w = static_cast<const A*>(p.packed) + c0 / L * g.kh * g.kw * CG * L;
+          v.lanes = channels - c0 < L ? int(channels - c0) : L;
+          const int n_pixels = int(pixels);
+          if (v.lanes < L)
+            accumulate_pixels<A, CG, 1, 1, false>(n_pixels, v, g.sw * col, tile);
+          else if (whole && g.sw == 1)
+            accumulate_pixels<A, CG, 3, 1, true>(n_pixels, v, col, tile);
           else if (whole && g.sw == 2)
-            accumulate_pixels<A, CG, 3, 2, true>(pixels, v, col, tile);
-          else if (v.lanes == L)
-            accumulate_pixels<A, CG, 1, 1, true>(pixels, v, g.sw * col, tile);
+            accumulate_pixels<A, CG, 3, 2, true>(n_pixels, v, col, tile);
           else
-            accumulate_pixels<A, CG, 1, 1, false>(pixels, v, g.sw * col, tile);
-          epilogue<T>(p, tile, L, pixels, v.lanes, bias, n, c0, oh, ow);
-          ow += pixels;
+            accumulate_pixels<A, CG, 1, 1, true>(n_pixels, v, g.sw * col, tile);
+          epilogue<T>(p, tile, L, n_pixels, v.lanes, p.bias ? static_cast<const A*>(p.bias) + c0 : nullptr, n, c0, oh,
+                      ow);
         }
       }
     }
