@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import _library, functional
 from ._config import config
+from .ops._face import FLOATING
 
 # Stock kernels that a fastcnn function falls back to. Others (linear, dropout, ...) are no business of fastcnn's.
 STOCK = {
@@ -55,15 +56,18 @@ class Explanation:
         return "\n".join(blocks) if blocks else "no call that fastcnn has a kernel for"
 
 
+def _channels_last(x: torch.Tensor) -> bool:
+    return x.dim() == 4 and x.stride(1) == 1 and x.shape[1] > 1
+
+
 def _describe(x: torch.Tensor) -> str:
-    layout = "channels_last" if x.dim() == 4 and x.stride(1) == 1 and x.shape[1] > 1 else "contiguous"
+    layout = "channels_last" if _channels_last(x) else "contiguous"
     return f"{str(x.dtype).removeprefix('torch.')} {'x'.join(map(str, x.shape))} {layout}"
 
 
 def _conv2d(where: str, x: torch.Tensor, weight: torch.Tensor, geometry: tuple[int, ...]) -> Choice:
-    channels_last = x.stride(1) == 1 and x.shape[1] > 1
     plan = _library._C.explain_conv2d(
-        tuple(x.shape), tuple(weight.shape), geometry, x.element_size(), x.dtype == torch.float64, channels_last
+        tuple(x.shape), tuple(weight.shape), geometry, x.element_size(), x.dtype == torch.float64, _channels_last(x)
     )
     isa, groups = _library.cpu_capability(), geometry[6]
     considered = ["winograd: not built yet; the direct sum is exact in every accuracy mode"]
@@ -92,7 +96,7 @@ def _conv2d(where: str, x: torch.Tensor, weight: torch.Tensor, geometry: tuple[i
 
 
 def _other(where: str, name: str, x: torch.Tensor) -> Choice:
-    lanes = "channels" if x.dim() == 4 and x.stride(1) == 1 and x.shape[1] > 1 else "pixels"
+    lanes = "channels" if _channels_last(x) else "pixels"
     kernel = f"{name} ({_library.cpu_capability()})"
     return Choice(
         where, name, _describe(x), kernel, "", f"the only kernel; vectors over {lanes}, as they lie in memory"
@@ -127,7 +131,7 @@ class _Recorder(TorchDispatchMode):
                 why = "FASTCNN_DISABLE is set"
             elif x.device.type != "cpu":
                 why = f"fastcnn has no {x.device.type} kernel for it"
-            elif x.dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+            elif x.dtype in FLOATING:
                 why = "a stock module or function, not fastcnn's"
             else:
                 why = f"fastcnn computes floating-point tensors, not {x.dtype}"
