@@ -17,6 +17,9 @@ constexpr int kMR = 6, kNarrowMR = 3;
 #endif
 constexpr int kMaxNV = 4;
 
+// 512 KiB of float32: half of a 1 MiB L2.
+constexpr int64_t kWeightElements = 128 * 1024;
+
 // The sum's outer loops: tap rows first, first+every, ... below last, each `cols` stretches of `length` contiguous
 // inputs.
 struct Runs {
@@ -37,9 +40,19 @@ void skip_zero_rows(const ConvGeometry& g, const Map& xm, int64_t oh, Runs& runs
   while (runs.last > runs.first && !meets(runs.last - 1)) --runs.last;
 }
 
-// tile[t][v*L..] = sum over k of x[t*step + k] * w[v][k][..], k over all runs; panels of w lie `panel` apart.
+// Where a tile's sums go: pixel t, vector v to at[t*pitch + v*L], after the bias of v, the residual and ReLU.
+template <class A>
+struct Out {
+  A* at;
+  int64_t pitch;
+  const A *bias, *residual;  // or null
+  int64_t residual_pitch;
+  bool relu;
+};
+
+// out[t][v*L..] = sum over k of x[t*step + k] * w[v][k][..], k over all runs; panels of w lie `panel` apart.
 template <class A, int MR, int NV>
-void accumulate(const A* x, int64_t step, const Runs& runs, const A* w, int64_t panel, A* tile) {
+void accumulate(const A* x, int64_t step, const Runs& runs, const A* w, int64_t panel, const Out<A>& out) {
   constexpr int L = Vec<A>::lanes;
   V<A> acc[MR][NV];
 #pragma GCC unroll 16
@@ -70,14 +83,21 @@ void accumulate(const A* x, int64_t step, const Runs& runs, const A* w, int64_t 
       u_at += L;
     }
   }
-#pragma GCC unroll 16
-  for (int t = 0; t < MR; ++t)
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) store(tile + (t * NV + v) * L, acc[t][v]);
+  for (int v = 0; v < NV; ++v) {
+    const V<A> b = out.bias ? load(out.bias + v * L) : V<A>{};
+#pragma GCC unroll 16
+    for (int t = 0; t < MR; ++t) {
+      V<A> sum = acc[t][v] + b;
+      if (out.residual) sum += load(out.residual + t * out.residual_pitch + v * L);
+      if (out.relu) sum = sum < 0 ? V<A>{} : sum;  // not `sum > 0 ? sum : 0`: a NaN stays
+      store(out.at + t * out.pitch + v * L, sum);
+    }
+  }
 }
 
 template <class A>
-using Accumulate = void (*)(const A*, int64_t, const Runs&, const A*, int64_t, A*);
+using Accumulate = void (*)(const A*, int64_t, const Runs&, const A*, int64_t, const Out<A>&);
 
 template <class A, int NV, int MR>
 Accumulate<A> accumulate_of(int pixels) {
@@ -99,6 +119,12 @@ Accumulate<A> accumulate_for(int pixels, int vectors) {
     default:
       return accumulate_of<A, 4, kNarrowMR>(pixels);
   }
+}
+
+// Whether the sums can go from registers straight to y.
+template <class T>
+bool whole_vectors(const Conv2dParams& p) {
+  return sizeof(T) == sizeof(Acc<T>) && p.ym.sc == 1 && (!p.residual || p.rm.sc == 1);
 }
 
 struct Block {  // what one task computes
@@ -153,19 +179,43 @@ void compute(const Conv2dParams& p, const Conv2dPlan& plan, const Block& b, cons
   const int most = narrow ? kNarrowMR : kMR, vectors = narrow ? kMaxNV : 2;
   const int64_t tiles = (cols + most - 1) / most;
   alignas(64) A tile[kMR * 2 * L > kNarrowMR * kMaxNV * L ? kMR * 2 * L : kNarrowMR * kMaxNV * L];
-  for (int64_t v0 = b.panel0; v0 < b.panel1; v0 += vectors) {
+  const auto row_of_tiles = [&](int64_t v0, int64_t oh, int64_t i, int64_t last) {
     const int nv = b.panel1 - v0 < vectors ? int(b.panel1 - v0) : vectors;
     const int64_t oc = v0 * L, left = g.group_out - oc, width = left < nv * L ? left : nv * L;
-    for (int64_t oh = b.oh0; oh < b.oh1; ++oh) {
-      skip_zero_rows(g, p.xm, oh, runs);
-      for (int64_t i = 0; i < tiles; ++i) {
-        const int64_t w0 = i * cols / tiles, pixels = (i + 1) * cols / tiles - w0;
-        const A* x = source.at + (oh - b.oh0) * g.sh * source.row + w0 * g.sw * source.col;
-        accumulate_for<A>(int(pixels), nv)(x, g.sw * source.col, runs, packed + v0 * panel, panel, tile);
-        epilogue<T>(p, tile, nv * L, int(pixels), width, bias ? bias + oc : nullptr, b.n, b.group * g.group_out + oc,
-                    oh, b.ow0 + w0);
+    const A* tile_bias = bias ? bias + oc : nullptr;
+    const int64_t channel = b.group * g.group_out + oc;
+    for (; i < last; ++i) {
+      const int64_t w0 = i * cols / tiles, pixels = (i + 1) * cols / tiles - w0, ow = b.ow0 + w0;
+      const A* x = source.at + (oh - b.oh0) * g.sh * source.row + w0 * g.sw * source.col;
+      const auto sum = [&](const Out<A>& out) {
+        accumulate_for<A>(int(pixels), nv)(x, g.sw * source.col, runs, packed + v0 * panel, panel, out);
+      };
+      if (whole_vectors<T>(p) && width == nv * L) {
+        const auto at = [&](auto* base, const Map& m) {
+          return base ? base + b.n * m.sn + channel + oh * m.sh + ow * m.sw : nullptr;
+        };
+        sum({at(static_cast<A*>(p.y), p.ym), p.ym.sw, tile_bias, at(static_cast<const A*>(p.residual), p.rm), p.rm.sw,
+             p.relu});
+      } else {
+        sum({tile, nv * L, nullptr, nullptr, 0, false});
+        epilogue<T>(p, tile, nv * L, int(pixels), width, tile_bias, b.n, channel, oh, ow);
       }
     }
+  };
+  // Weights that stay in L2 pass by each tile of inputs, which then comes from L1; else each panel of weights passes by
+  // the whole block.
+  if ((b.panel1 - b.panel0) * panel <= kWeightElements) {
+    for (int64_t oh = b.oh0; oh < b.oh1; ++oh) {
+      skip_zero_rows(g, p.xm, oh, runs);
+      for (int64_t i = 0; i < tiles; ++i)
+        for (int64_t v0 = b.panel0; v0 < b.panel1; v0 += vectors) row_of_tiles(v0, oh, i, i + 1);
+    }
+  } else {
+    for (int64_t v0 = b.panel0; v0 < b.panel1; v0 += vectors)
+      for (int64_t oh = b.oh0; oh < b.oh1; ++oh) {
+        skip_zero_rows(g, p.xm, oh, runs);
+        row_of_tiles(v0, oh, 0, tiles);
+      }
   }
 }
 

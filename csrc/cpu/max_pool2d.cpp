@@ -44,6 +44,41 @@ void values_nhwc(const MaxPool2dParams& p, Parts parts, int64_t begin, int64_t e
   }
 }
 
+// NHWC without argmax, K x K windows: their values all come from L1, and an unrolled maximum of them costs less than
+// the bookkeeping of shared columns.
+template <class T, int K>
+void values_nhwc_square(const MaxPool2dParams& p, int64_t begin, int64_t end) {
+  using A = Acc<T>;
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t row = task / p.blocks(), c0 = task % p.blocks() * p.channel_block;
+    const int64_t n = row / p.oh, channels = p.c - c0 < p.channel_block ? p.c - c0 : p.channel_block;
+    const Window rows = p.rows[row % p.oh];
+    const T* x = static_cast<const T*>(p.x) + n * p.h * p.w * p.c + c0;
+    T* y = static_cast<T*>(p.y) + row * p.ow * p.c + c0;
+    for (int64_t q = 0; q < p.ow; ++q, y += p.c) {
+      const Window columns = p.columns[q];
+      const T* corner = x + (rows.first * p.w + columns.first) * p.c;
+      if (rows.end - rows.first == K && columns.end - columns.first == K) {
+        each_vector<kLanes<T>>(channels, [&](int64_t c, int lanes) {
+          V<A> best = load_part(corner + c, lanes);
+#pragma GCC unroll 9
+          for (int i = 1; i < K * K; ++i)
+            best = max_or_nan(best, load_part(corner + (i / K * p.w + i % K) * p.c + c, lanes));
+          store_part(y + c, best, lanes);
+        });
+      } else {
+        each_vector<kLanes<T>>(channels, [&](int64_t c, int lanes) {
+          V<A> best = load_part(corner + c, lanes);
+          for (int64_t h = rows.first; h < rows.end; ++h)
+            for (int64_t w = columns.first; w < columns.end; ++w)
+              best = max_or_nan(best, load_part(x + (h * p.w + w) * p.c + c, lanes));
+          store_part(y + c, best, lanes);
+        });
+      }
+    }
+  }
+}
+
 // NCHW without argmax: vectors of columns; first the maxima over the window's rows, then over its columns.
 template <class T>
 void values_nchw(const MaxPool2dParams& p, Parts parts, int64_t begin, int64_t end) {
@@ -172,8 +207,15 @@ void max_pool2d(const MaxPool2dParams& p, char* scratch, int64_t begin, int64_t 
   const Parts parts{scratch};
   switch_dtype(p.dtype, [&](auto t) {
     using T = decltype(t);
-    if (!p.argmax)
-      p.channels_last ? values_nhwc<T>(p, parts, begin, end) : values_nchw<T>(p, parts, begin, end);
+    const bool square = p.kh == p.kw && p.dh == 1 && p.dw == 1;
+    if (!p.argmax && !p.channels_last)
+      values_nchw<T>(p, parts, begin, end);
+    else if (!p.argmax && square && p.kh == 2)
+      values_nhwc_square<T, 2>(p, begin, end);
+    else if (!p.argmax && square && p.kh == 3)
+      values_nhwc_square<T, 3>(p, begin, end);
+    else if (!p.argmax)
+      values_nhwc<T>(p, parts, begin, end);
     else
       p.wide_argmax ? with_argmax<T, int32_t>(p, parts, begin, end) : with_argmax<T, uint8_t>(p, parts, begin, end);
   });
