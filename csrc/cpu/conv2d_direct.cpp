@@ -71,7 +71,10 @@ void accumulate(const A* x, int64_t step, const Runs& runs, const A* w, int64_t 
     for (int64_t k = 0; k < runs.length; ++k) {
       V<A> u[NV];
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) u[v] = load(u_at + v * panel);
+      for (int v = 0; v < NV; ++v) {
+        u[v] = load(u_at + v * panel);
+        __builtin_prefetch(u_at + v * panel + 12 * L, 0, 3);
+      }
 #pragma GCC unroll 16
       for (int t = 0; t < MR; ++t) {
         const A b = p[t / 3][t % 3 * step];

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "engine/explain.h"
+#include "ops/arena.h"
 #include "ops/isa.h"
 
 namespace py = pybind11;
@@ -47,6 +48,12 @@ PYBIND11_MODULE(_C, m) {
     return fastcnn::lanes_of(is_double ? fastcnn::Dtype::f64 : fastcnn::Dtype::f32, fastcnn::cpu_isa());
   });
   m.def("fingerprint", &fingerprint);
+  m.def("arena_clear", &fastcnn::arena_clear);
+  m.def("arena_poison", &fastcnn::arena_poison);
+  m.def("arena_use", [] {  // bytes used by tensors, bytes kept for the next
+    const fastcnn::ArenaUse use = fastcnn::arena_use();
+    return std::pair(use.used, use.kept);
+  });
   m.def("explain_conv2d", &fastcnn::explain_conv2d);
   m.def("supported_capability", [] { return name_of(fastcnn::supported_isa()); });
 }

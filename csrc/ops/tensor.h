@@ -2,6 +2,7 @@
 // The kernels behind csrc/cpu and csrc/cuda see none of this.
 #pragma once
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/c/shim.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -14,6 +15,7 @@
 #include <tuple>
 #include <vector>
 
+#include "ops/arena.h"
 #include "ops/dtype.h"
 #include "ops/error.h"
 #include "ops/parallel.h"
@@ -132,6 +134,20 @@ inline void check_numel(const char* op, const Ints& size) {
   }
 }
 
+inline size_t size_of(ScalarType t) {
+  switch (t) {
+    case ScalarType::Double:
+      return 8;
+    case ScalarType::Float:
+    case ScalarType::Int:
+      return 4;
+    case ScalarType::Byte:
+      return 1;
+    default:
+      return 2;
+  }
+}
+
 inline Tensor empty(const Ints& size, const Tensor& like, MemoryFormat format, ScalarType type) {
   // Straight to the allocator: torch::stable::empty boxes its arguments for the dispatcher, a third of a small op.
   const Ints stride = dense_strides(size, format);
@@ -139,6 +155,18 @@ inline Tensor empty(const Ints& size, const Tensor& like, MemoryFormat format, S
   int32_t device_type = 0;
   aoti_torch_get_device_type(like.get(), &device_type);
   AtenTensorHandle handle = nullptr;
+  size_t bytes = size_of(type);
+  for (const int64_t s : size) bytes *= size_t(s);
+  if (device_type == aoti_torch_device_type_cpu() && bytes >= kArenaBytes) {
+    void* const block = arena_take(bytes);
+    check(block, "fastcnn: no memory for a tensor of this size");
+    const auto made = torch_from_blob(
+        block, int64_t(size.size()), size.data(), stride.data(), 0, dtype, device_type, -1, &handle,
+        aoti_torch_layout_strided(), nullptr, 0, [](void* data, void*) { arena_give_back(data); }, nullptr);
+    if (made != 0) arena_give_back(block);
+    check(made == 0, "fastcnn: no memory for a tensor of this size");
+    return Tensor(handle);
+  }
   const auto status = aoti_torch_empty_strided(int64_t(size.size()), size.data(), stride.data(), dtype, device_type,
                                                like.get_device_index(), &handle);
   check(status == 0, "fastcnn: no memory for a tensor of this size");
