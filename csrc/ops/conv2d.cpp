@@ -5,8 +5,8 @@
 #include <cstring>
 #include <memory>
 
+#include "ops/conv2d_args.h"
 #include "ops/scratch.h"
-#include "ops/tensor.h"
 
 namespace fastcnn {
 namespace {
@@ -15,23 +15,6 @@ using OptionalTensor = std::optional<Tensor>;
 
 // Multiply-adds below which waking the pool (5 microseconds and more) costs more than a second thread saves.
 constexpr int64_t kSerialWork = 256 * 1024;
-
-struct Conv2dArgs {
-  Pair stride, padding, dilation;
-  int64_t groups;
-};
-
-Conv2dArgs read_args(const char* op, const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups) {
-  // torch's words first, where it has some.
-  const auto least = [](const Ints& v) { return v.empty() ? 0 : *std::min_element(v.begin(), v.end()); };
-  FASTCNN_CHECK(groups > 0, op, ": non-positive groups is not supported, but got groups=", groups);
-  FASTCNN_CHECK(least(padding) >= 0, op, ": negative padding is not supported, but got padding with ", least(padding));
-  FASTCNN_CHECK(stride.empty() || least(stride) > 0, op, ": non-positive stride is not supported, but got stride with ",
-                least(stride));
-  FASTCNN_CHECK(dilation.empty() || least(dilation) > 0, op,
-                ": dilation should be greater than zero, but got dilation with ", least(dilation));
-  return {pair(op, "stride", stride, 1), pair(op, "padding", padding, 0), pair(op, "dilation", dilation, 1), groups};
-}
 
 // Geometry of a convolution of x [n, c, ..] with a weight [o, c/groups, kh, kw].
 ConvGeometry geometry(const char* op, const Tensor& x, const Tensor& w, const Conv2dArgs& a) {
@@ -222,10 +205,33 @@ Tensor pack_weight(const Tensor& weight, int64_t groups) {
   return pack(forward_view(weight, groups), g, dtype_of(kOp, weight), weight);
 }
 
+Tensor empty_input(const Tensor& grad, const Tensor& weight, const Ints& size) {
+  const bool channels_last = is_channels_last(grad) || is_channels_last(weight);
+  return empty(size, grad, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+}
+
+// Fills dx, the adjoint of the convolution f, with its value for g, which is dense; bias: one value a channel of dx.
+void adjoint(const Tensor& g, const Tensor& weight, const OptionalTensor& bias, const ConvGeometry& f, Tensor& dx) {
+  if (!dx.numel()) return;
+  Conv2dParams p{};
+  p.dtype = dtype_of("conv2d", g);
+  p.g = f;
+  p.g.group_in = f.group_out, p.g.group_out = f.group_in;
+  p.g.sh = p.g.sw = 1, p.g.zh = f.sh, p.g.zw = f.sw;
+  p.g.ph = f.dh * (f.kh - 1) - f.ph, p.g.pw = f.dw * (f.kw - 1) - f.pw;
+  const Tensor packed = pack(rotated_view(weight, f.groups), p.g, p.dtype, weight);
+  p.packed = packed.const_data_ptr();
+  std::unique_ptr<char[]> padded_bias;
+  if (bias) padded_bias = pad_bias(*bias, p.g, p.dtype), p.bias = padded_bias.get();
+  p.x = g.const_data_ptr(), p.xm = map_of(g);
+  p.y = dx.mutable_data_ptr(), p.ym = map_of(dx);
+  run(p);
+}
+
 Tensor conv2d_backward_input(const Tensor& grad, const Tensor& weight, const Ints& size, const Ints& stride,
                              const Ints& padding, const Ints& dilation, int64_t groups) {
   constexpr const char* kOp = "conv2d_backward_input";
-  const Dtype dtype = dtype_of(kOp, grad);
+  dtype_of(kOp, grad);
   const Conv2dArgs a = read_args(kOp, stride, padding, dilation, groups);
   FASTCNN_CHECK(size.size() == 4, kOp, ": expected input_size to have 4 values, but got ", size.size());
   check_4d(kOp, "grad", grad);
@@ -234,25 +240,13 @@ Tensor conv2d_backward_input(const Tensor& grad, const Tensor& weight, const Int
   check_numel(kOp, size);
   for (const int64_t s : size) FASTCNN_CHECK(s >= 0, kOp, ": expected input_size of at least 0, but got ", s);
   const Tensor g = dense(grad);
-  const Tensor dx = empty(
-      size, g, is_channels_last(g) || is_channels_last(weight) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  Tensor dx = empty_input(g, weight, size);
   const ConvGeometry f = geometry(kOp, dx, weight, a);
   FASTCNN_CHECK(grad.size(0) == size[0] && grad.size(1) == weight.size(0) &&
                     grad.size(2) == output_size(kOp, size[2], f.kh, f.sh, f.ph, f.dh) &&
                     grad.size(3) == output_size(kOp, size[3], f.kw, f.sw, f.pw, f.dw),
                 kOp, ": expected grad to have the size of the convolution's output, but got ", str(grad));
-  if (!dx.numel()) return dx;
-  Conv2dParams p{};
-  p.dtype = dtype;
-  p.g = f;
-  p.g.group_in = f.group_out, p.g.group_out = f.group_in;
-  p.g.sh = p.g.sw = 1, p.g.zh = f.sh, p.g.zw = f.sw;
-  p.g.ph = f.dh * (f.kh - 1) - f.ph, p.g.pw = f.dw * (f.kw - 1) - f.pw;
-  const Tensor packed = pack(rotated_view(weight, groups), p.g, dtype, weight);
-  p.packed = packed.const_data_ptr();
-  p.x = g.const_data_ptr(), p.xm = map_of(g);
-  p.y = dx.mutable_data_ptr(), p.ym = map_of(dx);
-  run(p);
+  adjoint(g, weight, std::nullopt, f, dx);
   return dx;
 }
 
@@ -302,6 +296,15 @@ Tensor conv2d_backward_weight(const Tensor& grad, const Tensor& input, const Int
 }
 
 }  // namespace
+
+Tensor transposed_conv2d(const char* op, const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
+                         const Ints& size, const Conv2dArgs& a) {
+  const Tensor g = dense(x);
+  Tensor y = empty_input(g, weight, size);
+  adjoint(g, weight, bias, geometry(op, y, weight, a), y);
+  return y;
+}
+
 }  // namespace fastcnn
 
 #define GEOMETRY "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups"

@@ -1,8 +1,17 @@
 """Modules with torch.nn's constructors, attributes and state_dict keys, on fastcnn's kernels."""
 
-from .conv import Conv2d
+from .conv import Conv2d, ConvTranspose2d
 from .lenet import SparseConv2d, Subsample2d
 from .normalization import LocalResponseNorm
 from .pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 
-__all__ = ["AdaptiveAvgPool2d", "AvgPool2d", "Conv2d", "LocalResponseNorm", "MaxPool2d", "SparseConv2d", "Subsample2d"]
+__all__ = [
+    "AdaptiveAvgPool2d",
+    "AvgPool2d",
+    "Conv2d",
+    "ConvTranspose2d",
+    "LocalResponseNorm",
+    "MaxPool2d",
+    "SparseConv2d",
+    "Subsample2d",
+]

@@ -13,3 +13,16 @@ class Conv2d(torch.nn.Conv2d):
             return F.conv2d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
         padded = torch.nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
         return F.conv2d(padded, weight, bias, self.stride, 0, self.dilation, self.groups)
+
+
+class ConvTranspose2d(torch.nn.ConvTranspose2d):
+    """torch.nn.ConvTranspose2d on fastcnn.functional.conv_transpose2d: all but forward is torch's."""
+
+    def forward(self, input, output_size=None):
+        """output_size: the height and width wanted, from which the output_padding of this call follows."""
+        output_padding = self._output_padding(
+            input, output_size, self.stride, self.padding, self.kernel_size, 2, self.dilation
+        )
+        return F.conv_transpose2d(
+            input, self.weight, self.bias, self.stride, self.padding, output_padding, self.groups, self.dilation
+        )

@@ -46,6 +46,15 @@ def batched(function: str, x: torch.Tensor) -> torch.Tensor:
     return x.unsqueeze(0)
 
 
+def refuse(function: str, **tensors) -> None:
+    """Says what is wrong with tensors that do not all lie on the CPU beside input."""
+    for name, t in tensors.items():
+        if not isinstance(t, torch.Tensor) and (t is not None or name == "weight"):
+            raise TypeError(f"{function}: expected {name} to be a Tensor, but got {type(t).__name__}")
+    devices = ", ".join(f"{name} on {t.device}" for name, t in tensors.items() if t is not None)
+    raise RuntimeError(f"{function}: expected all tensors on one device, but got input on cpu, {devices}")
+
+
 def tracing() -> bool:
     """Whether something other than eager PyTorch looks on: the public ops must then be called."""
     return transforming() or torch.compiler.is_compiling()

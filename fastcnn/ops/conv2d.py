@@ -10,7 +10,7 @@ from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 from .. import _library, _packed
 from .._config import ACCURACIES, config
 from ._define import Differentiable, autocast, fold, memory_format, register, register_fake
-from ._face import batched, dispatch, log, native, pair, tracing
+from ._face import batched, dispatch, log, native, pair, refuse, tracing
 
 
 def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
@@ -201,7 +201,7 @@ def conv2d(
         and (bias is None or getattr(bias, "is_cpu", False))
         and (residual is None or getattr(residual, "is_cpu", False))
     ):
-        _refuse(weight=weight, bias=bias, residual=residual)
+        refuse("conv2d", weight=weight, bias=bias, residual=residual)
     if weight.dim() != 4:
         raise RuntimeError(
             f"conv2d: Expected {weight.dim()}-dimensional input for {weight.dim()}-dimensional weight "
@@ -249,15 +249,6 @@ def conv2d(
         geometry = (*stride, *padding, *dilation, groups)
         y = ops.raw(x, weight, _packed.cache.get(weight, groups), bias, residual, geometry, relu, level)
     return y if x is input or input.dim() == 4 else y.squeeze(0)
-
-
-def _refuse(**tensors) -> None:
-    """Says what is wrong with tensors that do not all lie on the CPU beside input."""
-    for name, t in tensors.items():
-        if not isinstance(t, torch.Tensor) and (t is not None or name == "weight"):
-            raise TypeError(f"conv2d: expected {name} to be a Tensor, but got {type(t).__name__}")
-    devices = ", ".join(f"{name} on {t.device}" for name, t in tensors.items() if t is not None)
-    raise RuntimeError(f"conv2d: expected all tensors on one device, but got input on cpu, {devices}")
 
 
 def _pad_by_name(x, weight, padding, stride, dilation):
