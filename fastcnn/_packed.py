@@ -18,7 +18,7 @@ from . import _library
 class _Entry:
     owner: weakref.ref
     key: tuple
-    packed: torch.Tensor
+    packed: tuple[torch.Tensor, ...]
 
 
 def _key(weight: torch.Tensor, groups: int) -> tuple:
@@ -33,34 +33,74 @@ class PackedWeights:
     """Packed weights by the Parameter they belong to, which is held weakly."""
 
     def __init__(self):
-        self._entries: dict[int, _Entry] = {}
+        self._plain: dict[int, _Entry] = {}
+        self._folded: dict[int, _Entry] = {}
 
     def get(self, weight: torch.Tensor, groups: int) -> torch.Tensor | None:
         """The packed form of a Parameter; None for any other tensor: the op then packs for itself."""
-        if type(weight) is not torch.nn.Parameter or weight.dim() != 4 or not weight.numel() or not _dense(weight):
+        if not _packable(weight):
             return None
-        entry = self._entries.get(id(weight))
+        entry = self._plain.get(id(weight))
         key = _key(weight, groups)
+        if entry is not None and entry.owner() is weight and entry.key == key:
+            return entry.packed[0]
+        if groups < 1 or weight.shape[0] % groups:
+            return None
+        packed = torch.ops.fastcnn._pack_weight.default(weight, groups)
+        self._keep(self._plain, weight, key, (packed,))
+        return packed
+
+    def folded(self, weight: torch.Tensor, groups: int, bias, mean, var, bn_weight, bn_bias, eps: float):
+        """The packed form of a Parameter with a batch normalization folded in, and the bias, both as wide as the
+        accumulator; None where `get` gives none, or for vectors that are no plain arrays."""
+        norm = (bias, mean, var, bn_weight, bn_bias)
+        if not _packable(weight) or any(t is not None and not _vector(t, weight.shape[0]) for t in norm):
+            return None
+        entry = self._folded.get(id(weight))
+        key = (_key(weight, groups), eps, *(None if t is None else _key(t, 1) for t in norm))
         if entry is not None and entry.owner() is weight and entry.key == key:
             return entry.packed
         if groups < 1 or weight.shape[0] % groups:
             return None
-        packed = torch.ops.fastcnn._pack_weight.default(weight, groups)
-        at = id(weight)
-        self._entries[at] = _Entry(weakref.ref(weight, lambda ref: self._forget(at, ref)), key, packed)
+        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        scale, shift = fold(*(None if t is None else t.detach().double() for t in norm), eps)
+        product = (weight.detach().double() * scale.view(-1, 1, 1, 1)).to(dtype)
+        packed = torch.ops.fastcnn._pack_weight.default(product, groups), shift.to(dtype)
+        self._keep(self._folded, weight, key, packed)
         return packed
 
-    def _forget(self, at: int, ref: weakref.ref) -> None:
-        entry = self._entries.get(at)
-        if entry is not None and entry.owner is ref:  # else another weight lives at this address by now
-            del self._entries[at]
+    def _keep(self, table: dict[int, _Entry], weight: torch.Tensor, key: tuple, packed: tuple) -> None:
+        at = id(weight)
+
+        def forget(ref: weakref.ref) -> None:
+            entry = table.get(at)
+            if entry is not None and entry.owner is ref:  # else another weight lives at this address by now
+                del table[at]
+
+        table[at] = _Entry(weakref.ref(weight, forget), key, packed)
 
     def clear(self) -> None:
         """Drops every packed weight."""
-        self._entries.clear()
+        self._plain.clear()
+        self._folded.clear()
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._plain) + len(self._folded)
+
+
+def fold(bias, mean, var, bn_weight, bn_bias, eps: float):
+    """The factor of a convolution's weight, and the new bias, that do what the batch normalization after it does."""
+    scale = (var + eps).rsqrt() if bn_weight is None else bn_weight * (var + eps).rsqrt()
+    shift = -mean * scale if bias is None else (bias - mean) * scale
+    return scale, shift if bn_bias is None else shift + bn_bias
+
+
+def _packable(weight: torch.Tensor) -> bool:
+    return type(weight) is torch.nn.Parameter and weight.dim() == 4 and weight.numel() > 0 and _dense(weight)
+
+
+def _vector(t: torch.Tensor, size: int) -> bool:
+    return t.dim() == 1 and t.shape[0] == size and t.is_contiguous()
 
 
 def _dense(weight: torch.Tensor) -> bool:
@@ -72,5 +112,10 @@ cache = PackedWeights()
 
 
 def clear_cache() -> None:
-    """Drops packed weights. Needed only after a write that PyTorch cannot see and that changed single elements."""
+    """Drops packed weights and gives the memory that no tensor uses back to the system.
+
+    For results it is needed only after a write that PyTorch cannot see and that changed single elements.
+    """
     cache.clear()
+    if _library.load_error is None:
+        _library._C.arena_clear()

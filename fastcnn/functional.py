@@ -8,6 +8,7 @@ the stock PyTorch composition that stands beside the op in fastcnn/ops; `fastcnn
 from .ops.adaptive_avg_pool2d import adaptive_avg_pool2d
 from .ops.avg_pool2d import avg_pool2d
 from .ops.conv2d import conv2d
+from .ops.conv2d_bn_relu import conv2d_bn_relu
 from .ops.conv_transpose2d import conv_transpose2d
 from .ops.local_response_norm import local_response_norm
 from .ops.max_pool2d import max_pool2d
@@ -18,6 +19,7 @@ __all__ = [
     "adaptive_avg_pool2d",
     "avg_pool2d",
     "conv2d",
+    "conv2d_bn_relu",
     "conv_transpose2d",
     "local_response_norm",
     "max_pool2d",

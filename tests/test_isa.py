@@ -13,6 +13,7 @@ TESTS = Path(__file__).parent
 LEVELS = ("baseline", "avx2", "avx512")
 FILES = (
     "test_conv2d.py",
+    "test_conv2d_bn_relu.py",
     "test_conv_transpose2d.py",
     "test_max_pool2d.py",
     "test_avg_pool2d.py",

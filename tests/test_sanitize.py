@@ -12,6 +12,7 @@ from tests.sanitize import build as sanitized
 FINDINGS = ("ERROR: AddressSanitizer", "runtime error:")
 FILES = (
     "test_conv2d.py",
+    "test_conv2d_bn_relu.py",
     "test_conv_transpose2d.py",
     "test_max_pool2d.py",
     "test_avg_pool2d.py",

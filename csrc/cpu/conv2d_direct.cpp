@@ -1,6 +1,7 @@
 // Implicit GEMM, channels last: a tile of MR neighbouring output pixels by NV vectors of output channels stays in
 // registers while the sum runs over all taps and input channels.
 #include "cpu/conv2d_epilogue.h"
+#include "cpu/conv2d_moments.h"
 #include "cpu/conv2d_stage.h"
 #include "cpu/vec.h"
 #include "ops/conv2d.h"
@@ -246,6 +247,11 @@ void tasks(const Conv2dParams& p, const Conv2dPlan& plan, Acc<T>* scratch, int64
     } else if constexpr (sizeof(T) == sizeof(Acc<T>)) {
       const T* x = static_cast<const T*>(p.x) + b.n * p.xm.sn + b.group * g.group_in + h0 * p.xm.sh + w0 * p.xm.sw;
       compute<T>(p, plan, b, {x, p.xm.sh, p.xm.sw});
+    }
+    if (p.moments) {
+      const int64_t c0 = b.group * g.group_out, last = b.panel1 * kLanes<T>;
+      moments<T>(p, b.n, b.oh0, b.oh1, b.ow0, b.ow1, c0 + b.panel0 * kLanes<T>,
+                 c0 + (last < g.group_out ? last : g.group_out));
     }
   }
 }

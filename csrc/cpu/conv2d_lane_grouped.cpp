@@ -1,6 +1,7 @@
 // Convolution with 1 (depthwise), 2, 4 or 8 channels per group, as many in as out: a vector of neighbouring channels
 // holds whole groups, so input channel c of every group is one permutation of the input vector within its lanes.
 #include "cpu/conv2d_epilogue.h"
+#include "cpu/conv2d_moments.h"
 #include "cpu/conv2d_stage.h"
 #include "cpu/lane_groups.h"
 #include "ops/conv2d.h"
@@ -135,6 +136,7 @@ void rows(const Conv2dParams& p, const Conv2dPlan& plan, Acc<T>* scratch, int64_
         }
       }
     }
+    if (p.moments) moments<T>(p, n, oh0, oh1, ow0, ow1, 0, channels);
   }
 }
 

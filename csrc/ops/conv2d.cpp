@@ -119,8 +119,7 @@ void check_copy(int64_t elements) {
                 " elements of input; expected fewer than 2^31");
 }
 
-void run(Conv2dParams& p) {
-  flatten_pixels(p);
+void run(const Conv2dParams& p) {
   const int64_t work = p.ym.n * p.ym.h * p.ym.w * p.ym.c * p.g.kh * p.g.kw * p.g.group_in;
   const Conv2dPlan plan = plan_conv2d(p, cpu_isa(), work < kSerialWork ? 1 : num_threads());
   check_copy(plan.scratch);
@@ -133,8 +132,17 @@ void run(Conv2dParams& p) {
   });
 }
 
+Moments make_moments(const Map& ym, Dtype dtype) {
+  Moments m;
+  m.slots = moment_slots(ym);
+  m.row = ym.w, m.pixels = ym.n * ym.h * ym.w;
+  m.data.reset(new char[m.slots * 2 * ym.c * (dtype == Dtype::f64 ? 8 : 4)]);
+  return m;
+}
+
 Tensor convolve(const Tensor& input, const Tensor& weight, const OptionalTensor& packed, const OptionalTensor& bias,
-                const OptionalTensor& residual, const Conv2dArgs& a, bool relu, int64_t accuracy) {
+                const OptionalTensor& residual, const Conv2dArgs& a, bool relu, int64_t accuracy,
+                Moments* moments = nullptr) {
   constexpr const char* kOp = "conv2d";
   const Dtype dtype = dtype_of(kOp, input);
   Conv2dParams p{};
@@ -150,7 +158,9 @@ Tensor convolve(const Tensor& input, const Tensor& weight, const OptionalTensor&
     FASTCNN_CHECK(bias->dim() == 1 && bias->size(0) == weight.size(0), kOp, ": Given weight of size ", str(weight),
                   ", expected bias to be 1-dimensional with ", weight.size(0), " elements, but got bias of size ",
                   str(*bias));
-    check_same_dtype(kOp, "bias", input, *bias);
+    // Beside a packed weight, which is of the accumulator type, the bias may be, too.
+    const ScalarType wide = dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float;
+    if (!packed || bias->scalar_type() != wide) check_same_dtype(kOp, "bias", input, *bias);
   }
   if (residual) {
     check_same_dtype(kOp, "residual", input, *residual);
@@ -174,6 +184,8 @@ Tensor convolve(const Tensor& input, const Tensor& weight, const OptionalTensor&
   if (residual) p.residual = residual->const_data_ptr(), p.rm = map_of(*residual);
   p.x = x.const_data_ptr(), p.xm = map_of(x);
   p.y = y.mutable_data_ptr(), p.ym = map_of(y);
+  flatten_pixels(p);
+  if (moments) *moments = make_moments(p.ym, dtype), p.moments = moments->data.get();
   run(p);
   return y;
 }
@@ -225,6 +237,7 @@ void adjoint(const Tensor& g, const Tensor& weight, const OptionalTensor& bias, 
   if (bias) padded_bias = pad_bias(*bias, p.g, p.dtype), p.bias = padded_bias.get();
   p.x = g.const_data_ptr(), p.xm = map_of(g);
   p.y = dx.mutable_data_ptr(), p.ym = map_of(dx);
+  flatten_pixels(p);
   run(p);
 }
 
@@ -296,6 +309,11 @@ Tensor conv2d_backward_weight(const Tensor& grad, const Tensor& input, const Int
 }
 
 }  // namespace
+
+Tensor conv2d_with_moments(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const Conv2dArgs& a,
+                           Moments& moments) {
+  return convolve(x, weight, std::nullopt, bias, std::nullopt, a, false, 1, &moments);
+}
 
 Tensor transposed_conv2d(const char* op, const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
                          const Ints& size, const Conv2dArgs& a) {

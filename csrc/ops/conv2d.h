@@ -30,7 +30,13 @@ struct Conv2dParams {
   Map xm, rm, ym;
   ConvGeometry g;
   bool relu;
+  void* moments;  // accumulator type, [moment_slots][2][channels of y]: the mean and the sum of squared deviations from
+                  // it of each slot's pixels; or null
 };
+
+// Pixels of a row of y whose moments are taken together: a fixed cut, so that no split into tasks changes a bit.
+constexpr int64_t kMomentPixels = 56;
+inline int64_t moment_slots(const Map& ym) { return ym.n * ym.h * ((ym.w + kMomentPixels - 1) / kMomentPixels); }
 
 // How a call is cut into tasks. Which sums are formed, and in which order, follows from `algorithm` and the
 // geometry alone: the split changes no bit of the result.

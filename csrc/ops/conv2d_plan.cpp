@@ -15,8 +15,9 @@ constexpr int64_t kOutputElements = 128 * 1024;
 // Enough tasks that the last one to finish costs little, where there is work for that many.
 constexpr int64_t kTasksPerThread = 8;
 
-// Pixels of a block: fewer do not repay the panel of weights that each block streams from L2.
-constexpr int64_t kLeastPixels = 56;
+// Pixels of a block: fewer do not repay the panel of weights that each block streams from L2. Blocks of less than a row
+// are multiples of it, so that they begin where a slot of moments does.
+constexpr int64_t kLeastPixels = kMomentPixels;
 
 // Vectors of output channels that the direct kernel takes at once, on narrow maps.
 constexpr int64_t kPanelsAtOnce = 4;
@@ -116,7 +117,7 @@ Conv2dPlan plan_conv2d(const Conv2dParams& p, Isa isa, int64_t threads) {
     if (p.ym.h > 1)
       block.rows = std::max({int64_t{1}, ceil_div(kLeastPixels, block.cols), block.rows / more});
     else
-      block.cols = std::min(block.cols, std::max(kLeastPixels, ceil_div(block.cols / more, 14) * 14));
+      block.cols = std::min(block.cols, ceil_div(block.cols / more, kLeastPixels) * kLeastPixels);
   }
   plan.bands = ceil_div(p.ym.h, block.rows), plan.rows = ceil_div(p.ym.h, plan.bands);
   plan.strips = ceil_div(p.ym.w, block.cols), plan.cols = block.cols;

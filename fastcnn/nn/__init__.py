@@ -1,6 +1,7 @@
 """Modules with torch.nn's constructors, attributes and state_dict keys, on fastcnn's kernels."""
 
 from .conv import Conv2d, ConvTranspose2d
+from .conv_bn import ConvBNReLU2d
 from .lenet import SparseConv2d, Subsample2d
 from .normalization import LocalResponseNorm
 from .pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
@@ -9,6 +10,7 @@ __all__ = [
     "AdaptiveAvgPool2d",
     "AvgPool2d",
     "Conv2d",
+    "ConvBNReLU2d",
     "ConvTranspose2d",
     "LocalResponseNorm",
     "MaxPool2d",

@@ -105,8 +105,11 @@ def memory_format(x: torch.Tensor) -> torch.memory_format:
     return torch._prims_common.suggest_memory_format(x)
 
 
-def autocast(namespace: str, name: str, op) -> None:
-    """Under autocast on the CPU, casts the op's floating-point tensors (float64 apart) to autocast's dtype."""
+def autocast(namespace: str, name: str, op, first: int | None = None) -> None:
+    """Under autocast on the CPU, casts the op's floating-point tensors (float64 apart) to autocast's dtype.
+
+    first: only those among so many first arguments; None means all.
+    """
 
     def cast(t, dtype):
         lower = isinstance(t, torch.Tensor) and t.is_floating_point() and t.dtype != torch.float64
@@ -115,7 +118,7 @@ def autocast(namespace: str, name: str, op) -> None:
     def run(*args):
         dtype = torch.get_autocast_dtype("cpu")
         with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)):
-            return op(*(cast(a, dtype) for a in args))
+            return op(*(cast(a, dtype) for a in args[:first]), *(args[first:] if first else ()))
 
     library = torch.library.Library(namespace, "FRAGMENT")
     library.impl(name, run, "AutocastCPU")

@@ -216,7 +216,7 @@ def conv2d(
     dilation = pair("conv2d", "dilation", dilation)
     stride = pair("conv2d", "stride", stride)
     if isinstance(padding, str):
-        x, padding = _pad_by_name(x, weight, padding, stride, dilation)
+        x, padding = pad_by_name(x, weight, padding, stride, dilation)
     else:
         padding = pair("conv2d", "padding", padding)
     if residual is not None and x is not input:
@@ -251,7 +251,7 @@ def conv2d(
     return y if x is input or input.dim() == 4 else y.squeeze(0)
 
 
-def _pad_by_name(x, weight, padding, stride, dilation):
+def pad_by_name(x, weight, padding, stride, dilation):
     """'valid' and 'same' as numbers; where 'same' is uneven the extra row or column is appended, as torch does."""
     if padding == "valid":
         return x, (0, 0)

@@ -1,0 +1,234 @@
+"""conv2d_bn_relu: what its C++ half (csrc/ops/conv2d_bn_relu.cpp) cannot say through the stable ABI."""
+
+from types import SimpleNamespace
+
+import torch
+from torch.overrides import handle_torch_function, has_torch_function
+from torch.utils.flop_counter import conv_flop_count, register_flop_formula
+
+from .. import _packed
+from . import conv2d as convolution
+from ._define import Differentiable, autocast, loop, memory_format, register, register_fake
+from ._face import batched, dispatch, log, native, pair, refuse, tracing
+
+
+def define(namespace: str) -> SimpleNamespace:
+    """Registers the Python halves for the ops of `namespace` and returns the callables."""
+    ops = getattr(torch.ops, namespace)
+    conv = convolution.ops
+
+    def accumulator(x):
+        return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+    def fake(x, weight, bias, residual, bn_weight, bn_bias, stride, padding, dilation, groups, eps, relu):
+        z = ops.conv2d.default(x, weight, bias, None, stride, padding, dilation, groups, False, 1)
+        mean = torch.empty(weight.shape[0], dtype=accumulator(x), device=x.device)
+        return torch.empty_like(z), z, mean, torch.empty_like(mean)
+
+    def backward_fake(grad, z, y, mean, var, bn_weight, bn_bias, eps, relu, masked):
+        dz = torch.empty_like(z, memory_format=memory_format(z))
+        return dz, torch.empty_like(dz) if masked else dz.new_empty(0), torch.empty_like(mean), torch.empty_like(var)
+
+    register_fake(f"{namespace}::conv2d_bn_relu", fake)
+    register_fake(f"{namespace}::_conv2d_bn_relu", fake)
+    register_fake(f"{namespace}::_batch_norm_relu_backward", backward_fake)
+    torch.library.register_vmap(ops._conv2d_bn_relu.default, loop(ops._conv2d_bn_relu.default))
+    torch.library.register_vmap(ops._batch_norm_relu_backward.default, loop(ops._batch_norm_relu_backward.default))
+    autocast(namespace, "conv2d_bn_relu", ops.conv2d_bn_relu.default, first=4)
+
+    def save(ctx, inputs, output):
+        x, weight, bias, residual, bn_weight, bn_bias, *ctx.geometry, ctx.eps, ctx.relu = inputs
+        y, z, mean, var = output
+        ctx.mark_non_differentiable(z, mean, var)
+        ctx.set_materialize_grads(False)
+        # The sign of ReLU's input is recomputed from z; with a residual in it, read off y, which the next layer keeps.
+        ctx.save_for_backward(
+            x,
+            weight,
+            bias,
+            residual,
+            bn_weight,
+            bn_bias,
+            z,
+            mean,
+            var,
+            y if ctx.relu and residual is not None else None,
+        )
+
+    def grad(ctx, g, *_):
+        if g is None:
+            return (None,) * 12
+        x, weight, bias, _residual, bn_weight, bn_bias, z, mean, var, y = ctx.saved_tensors
+        need = ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            return *second_order(ctx, g), *[None] * 6
+        masked = ctx.relu and need[3]
+        dz, dr, dw, db = ops._batch_norm_relu_backward.default(
+            g, z, y, mean, var, bn_weight, bn_bias, ctx.eps, ctx.relu, masked
+        )
+        return (
+            conv.backward_input.raw(dz, weight, x.shape, *ctx.geometry) if need[0] else None,
+            conv.backward_weight.raw(dz, x, weight.shape, *ctx.geometry) if need[1] else None,
+            # What is added to every value of a channel, normalization takes away again.
+            torch.zeros_like(bias) if need[2] else None,
+            (dr if masked else g) if need[3] else None,
+            dw.to(bn_weight.dtype) if need[4] else None,
+            db.to(bn_bias.dtype) if need[5] else None,
+            *[None] * 6,
+        )
+
+    def second_order(ctx, g):
+        """The gradients by ops that have gradients of their own."""
+        tensors = ctx.saved_tensors[:6]
+        wanted = [i for i, needed in enumerate(ctx.needs_input_grad[:6]) if needed]
+
+        def forward(*some):
+            at = dict(zip(wanted, some))
+            x, weight, bias, residual, bn_weight, bn_bias = (at.get(i, t) for i, t in enumerate(tensors))
+            z = conv.conv(x, weight, bias, None, *ctx.geometry, False, 1)
+            u = normalized(z, bn_weight, bn_bias, ctx.eps)
+            u = u if residual is None else u + residual
+            return u.relu() if ctx.relu else u
+
+        _, vjp = torch.func.vjp(forward, *(tensors[i] for i in wanted))
+        grads = dict(zip(wanted, vjp(g)))
+        return [grads.get(i) for i in range(6)]
+
+    op = Differentiable(ops.conv2d_bn_relu.default, save, grad, loop, raw=ops._conv2d_bn_relu.default)
+
+    def flops(x, weight, *rest, out_shape=None, **kwargs):
+        return conv_flop_count(list(x), list(weight), list(out_shape[0]))
+
+    register_flop_formula([ops.conv2d_bn_relu, ops._conv2d_bn_relu])(flops)
+    return SimpleNamespace(op=op, raw=ops._conv2d_bn_relu.default)
+
+
+def normalized(z, bn_weight, bn_bias, eps):
+    """(z - mean) / sqrt(var + eps) * bn_weight + bn_bias, with z's own mean and biased variance, by torch's ops."""
+    wide = z if z.dtype == torch.float64 else z.float()
+    mean = wide.mean((0, 2, 3), keepdim=True)
+    var = ((wide - mean) ** 2).mean((0, 2, 3), keepdim=True)
+    u = (wide - mean) * (var + eps).rsqrt()
+    u = u if bn_weight is None else u * bn_weight.to(u.dtype).view(-1, 1, 1)
+    u = u if bn_bias is None else u + bn_bias.to(u.dtype).view(-1, 1, 1)
+    return u.to(z.dtype)
+
+
+def reference(x, weight, bias, residual, bn_weight, bn_bias, geometry, eps, relu):
+    """y = act((z - mean) / sqrt(var + eps) * bn_weight + bn_bias + residual), z the convolution's output; float64."""
+    z = convolution.reference(x, weight, bias, None, *geometry, False)
+    mean, var = z.mean((0, 2, 3)), z.var((0, 2, 3), unbiased=False)
+    u = (z - mean.view(-1, 1, 1)) / (var.view(-1, 1, 1) + eps).sqrt()
+    u = u if bn_weight is None else u * bn_weight.double().view(-1, 1, 1)
+    u = u if bn_bias is None else u + bn_bias.double().view(-1, 1, 1)
+    u = u if residual is None else u + residual.double()
+    return (u.relu() if relu else u), z, mean, var
+
+
+ops = register(define)
+
+
+def conv2d_bn_relu(
+    input,
+    weight,
+    bias,
+    running_mean,
+    running_var,
+    bn_weight,
+    bn_bias,
+    stride=1,
+    padding=0,
+    dilation=1,
+    groups=1,
+    *,
+    training=False,
+    momentum=0.1,
+    eps=1e-5,
+    activation="relu",
+    residual=None,
+):
+    """Convolution, batch normalization (Ioffe and Szegedy 2015), residual and activation as one op.
+
+    y = act((z - mean) / sqrt(var + eps) * bn_weight + bn_bias + residual), z = conv2d(input, weight, bias)
+
+    training=False: mean and var are running_mean and running_var, folded into the convolution's weight and bias.
+    training=True: they are z's own over (N, H, W), taken in the convolution's epilogue; running_mean and running_var,
+    where given, move towards them by `momentum` in place (the variance unbiased), as torch.nn.functional.batch_norm's.
+    input: (N, C, H, W) or (C, H, W), weight: (O, C/groups, KH, KW), the other vectors (O,) or None; residual: as the
+    output. Normalization may be of a wider dtype than the convolution. activation: 'relu' or None. Gradients of the
+    second order come from PyTorch's own formulas for the normalization.
+    Returns (N, O, OH, OW), channels_last where input or weight is. RuntimeError on shapes that do not fit, ValueError
+    on an unknown activation and, training, on one value per channel.
+    """
+    tensors = (input, weight, bias, running_mean, running_var, bn_weight, bn_bias, residual)
+    if has_torch_function(tensors):
+        return handle_torch_function(
+            conv2d_bn_relu, tensors, *tensors[:7], stride, padding, dilation, groups, training=training,
+            momentum=momentum, eps=eps, activation=activation, residual=residual,
+        )  # fmt: skip
+    if activation is not None and activation != "relu":
+        raise ValueError(f"conv2d_bn_relu: expected activation to be None or 'relu', but got {activation!r}")
+    if not training and (running_mean is None or running_var is None):
+        raise RuntimeError("conv2d_bn_relu: Expected running_mean and running_var to be defined when training=False")
+    if not native(input):
+        z = torch.nn.functional.conv2d(input, weight, bias, stride, padding, dilation, groups)
+        y = torch.nn.functional.batch_norm(z, running_mean, running_var, bn_weight, bn_bias, training, momentum, eps)
+        y = y if residual is None else y + residual
+        return y.relu() if activation else y
+    others = dict(
+        weight=weight, bias=bias, running_mean=running_mean, running_var=running_var, bn_weight=bn_weight,
+        bn_bias=bn_bias, residual=residual,
+    )  # fmt: skip
+    if not all((t is None and name != "weight") or getattr(t, "is_cpu", False) for name, t in others.items()):
+        refuse("conv2d_bn_relu", **others)
+    if torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+        input, weight, bias, residual = (
+            t.to(dtype) if t is not None and t.dtype != torch.float64 else t for t in (input, weight, bias, residual)
+        )
+    x = batched("conv2d_bn_relu", input)
+    stride, dilation = pair("conv2d_bn_relu", "stride", stride), pair("conv2d_bn_relu", "dilation", dilation)
+    if isinstance(padding, str):
+        x, padding = convolution.pad_by_name(x, weight, padding, stride, dilation)
+    geometry = (stride, pair("conv2d_bn_relu", "padding", padding), dilation, groups)
+    if residual is not None and input.dim() == 3:
+        residual = residual.unsqueeze(0)
+    norm = (running_mean, running_var, bn_weight, bn_bias)
+    if training:
+        y = _train(x, weight, bias, residual, norm, geometry, momentum, eps, activation is not None)
+    else:
+        y = _infer(x, weight, bias, residual, norm, geometry, eps, activation)
+    return y if input.dim() == 4 else y.squeeze(0)
+
+
+def _train(x, weight, bias, residual, norm, geometry, momentum, eps, relu):
+    running_mean, running_var, bn_weight, bn_bias = norm
+    tensors = (x, weight, bias, residual, bn_weight, bn_bias)
+    needs_grad = any(t is not None and t.requires_grad for t in tensors)
+    y, _, mean, var = dispatch(ops.op, ops.raw, needs_grad, *tensors, *geometry, eps, relu)
+    count = y.shape[0] * y.shape[2] * y.shape[3]
+    if count == 1:
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {list(y.shape)}")
+    if count:
+        with torch.no_grad():
+            if running_mean is not None:
+                running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+            if running_var is not None:
+                running_var.lerp_((var * (count / (count - 1))).to(running_var.dtype), momentum)
+    return y
+
+
+def _infer(x, weight, bias, residual, norm, geometry, eps, activation):
+    tensors = (x, weight, bias, residual, *norm)
+    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    folded = None if needs_grad or tracing() else _packed.cache.folded(weight, geometry[3], bias, *norm, eps)
+    if folded is None:
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        scale, shift = _packed.fold(*(None if t is None else t.to(wide) for t in (bias, *norm)), eps)
+        w = (weight * scale.view(-1, 1, 1, 1)).to(x.dtype)
+        return convolution.conv2d(x, w, shift.to(x.dtype), *geometry, activation=activation, residual=residual)
+    packed, shift = folded
+    log("conv2d", x, weight)
+    (sh, sw), (ph, pw), (dh, dw), groups = geometry
+    flat = (sh, sw, ph, pw, dh, dw, groups)
+    return convolution.ops.raw(x, weight, packed, shift, residual, flat, activation is not None, 1)
