@@ -189,11 +189,11 @@ struct Kernel {
   void planes(int64_t begin, int64_t end) const {
     for (int64_t u = begin; u < end; ++u) {
       const Strip s = strip(u);
-      for (int64_t c = 0; c < p.channels; ++c)
+      for (int64_t c = p.first; c < p.last; ++c)
         cover<A>(s.pixels, [&](int64_t i, int n) {
           const int64_t at = s.at + i + c * p.inner;
           __builtin_prefetch(x + at + (p.after + 2) * p.inner);  // the hardware's prefetcher stops at the strip's end
-          set(out + at, over<P, A>(input(at, n), base(s.at + i, c, n), p.beta), n);
+          set(out + (at - p.out_shift), over<P, A>(input(at, n), base(s.at + i, c, n), p.beta), n);
         });
     }
   }
@@ -205,18 +205,19 @@ struct Kernel {
     for (int64_t u = begin; u < end; ++u) {
       const Strip s = strip(u);
       for (int64_t i = 0; i < count * pitch; ++i) terms[i] = 0;
-      for (int64_t ahead = 0; ahead < p.channels + p.before; ++ahead) {
+      for (int64_t ahead = p.first > p.after ? p.first - p.after : 0; ahead < p.last + p.before; ++ahead) {
         const int64_t c = ahead - p.before;  // its terms are complete once those of `ahead` are there
         A *a = scaled + ahead % count * pitch, *t = terms + ahead % count * pitch;
         cover<A>(s.pixels, [&](int64_t i, int n) {
           if (ahead >= p.channels) return store(t + i, V<A>{});
           const V<A> b = base(s.at + i, ahead, n);
           const int64_t at = s.at + i + ahead * p.inner;
-          __builtin_prefetch(x + at + (p.after + 2) * p.inner), __builtin_prefetch(g + at + p.inner);
-          const V<A> v = over<P, A>(get(g + at, n), b, p.beta);
+          const T* own_g = g + (at - p.g_shift);
+          __builtin_prefetch(x + at + (p.after + 2) * p.inner), __builtin_prefetch(own_g + p.inner);
+          const V<A> v = over<P, A>(get(own_g, n), b, p.beta);
           store(a + i, v), store(t + i, v * input(at, n) / b);
         });
-        if (c < 0) continue;
+        if (c < p.first) continue;
         const A* own = scaled + c % count * pitch;
         cover<A>(s.pixels, [&](int64_t i, int n) {
           const int64_t at = s.at + i + c * p.inner;

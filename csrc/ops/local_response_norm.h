@@ -21,6 +21,9 @@ struct LocalResponseNormParams {
   double alpha, beta, k;
   int64_t length, units;  // a unit of work: `length` rows of channels (inner == 1), else `length` pixels of one outer
   int64_t scratch;        // elements of the accumulator type that a thread needs, zeroed
+  // inner > 1: channels of the output to make. Offset i of x is i - g_shift of g and i - out_shift of out, so that
+  // these may be planes of some channels only.
+  int64_t first, last, g_shift, out_shift;
 };
 
 FASTCNN_DECLARE_KERNEL(void local_response_norm(const LocalResponseNormParams&, int64_t begin, int64_t end,

@@ -1,43 +1,15 @@
-#include "ops/max_pool2d.h"
-
-#include "ops/pool.h"
+#include "ops/max_pool2d_plan.h"
 
 namespace fastcnn {
 namespace {
 
 constexpr const char* kOp = "max_pool2d";
 
-// Sizes and strides into `m`, all but pointers and layout.
-void set_geometry(MaxPool2dParams& m, const Ints& size, const PoolGeometry& g, bool ceil_mode) {
-  const Pair out = pool_output(kOp, g, size[2], size[3], ceil_mode);
-  FASTCNN_CHECK(g.k.h * g.k.w < int64_t{1} << 31, kOp, ": expected kernel_size with a product below 2^31, but got (",
-                g.k.h, ", ", g.k.w, ")");
-  m.n = size[0], m.c = size[1], m.h = size[2], m.w = size[3], m.oh = out.h, m.ow = out.w;
-  m.kh = g.k.h, m.kw = g.k.w, m.sh = g.s.h, m.sw = g.s.w, m.ph = g.p.h, m.pw = g.p.w, m.dh = g.d.h, m.dw = g.d.w;
-  m.wide_argmax = g.k.h * g.k.w > 256;
-  check_numel(kOp, {m.n, m.c, m.oh, m.ow});
-}
-
-// NCHW kernels line a row up with its padding. Where that is much longer than the row (a window far larger than the
-// input, a dilation in the millions) the NHWC kernels, which have no padding, serve both layouts.
-MemoryFormat kernel_format(const MaxPool2dParams& m, MemoryFormat format) {
-  const int64_t padded = m.row().size() + m.kw;
-  return padded > 64 * (m.w + 64) ? MemoryFormat::ChannelsLast : format;
-}
-
-Windows row_windows(const MaxPool2dParams& m) { return pool_windows(m.h, m.oh, m.kh, m.sh, m.ph, m.dh); }
-Windows column_windows(const MaxPool2dParams& m) { return pool_windows(m.w, m.ow, m.kw, m.sw, m.pw, m.dw); }
-
 // Runs a kernel over `count` tasks that read about `reads` elements each, with `bytes` of scratch.
 template <class Kernel>
 void run(const MaxPool2dParams& m, int64_t count, int64_t reads, int64_t bytes, Kernel kernel) {
   parallel_for(count, pool_grain(reads),
                [&](int64_t begin, int64_t end) { kernel(m, static_cast<char*>(Scratch::get(bytes)), begin, end); });
-}
-
-void set_layout(MaxPool2dParams& m, MemoryFormat format, int64_t rows) {
-  m.channels_last = format == MemoryFormat::ChannelsLast;
-  m.channel_block = channel_block(rows, m.c);
 }
 
 Tensor forward(const Tensor& input, const Ints& kernel, const Ints& stride, const Ints& padding, const Ints& dilation,
@@ -47,7 +19,7 @@ Tensor forward(const Tensor& input, const Ints& kernel, const Ints& stride, cons
   const PoolGeometry g = pool_geometry(kOp, kernel, stride, padding, dilation);
   check_pool_input(kOp, input);
   const Ints in{input.size(0), input.size(1), input.size(2), input.size(3)};
-  set_geometry(m, in, g, ceil_mode);
+  set_geometry(kOp, m, in, g, ceil_mode);
   const MemoryFormat wanted = format_of(input), format = kernel_format(m, wanted);
   const Tensor x = torch::stable::contiguous(input, format);
   const Ints size{m.n, m.c, m.oh, m.ow};
@@ -78,45 +50,19 @@ Tensor max_pool2d_values(const Tensor& x, const Ints& kernel, const Ints& stride
   return forward(x, kernel, stride, padding, dilation, ceil_mode, nullptr);
 }
 
-// The largest value, negative ones as very large: without branches, for the compiler to vectorise.
-template <class Unsigned>
-Unsigned largest(const void* data, int64_t count) {
-  const Unsigned* v = static_cast<const Unsigned*>(data);
-  Unsigned most = 0;
-  for (int64_t i = 0; i < count; ++i) most = v[i] > most ? v[i] : most;
-  return most;
-}
-
-// argmax, dense, as forward made it for an input of these sizes: kernels follow it without looking.
-void check_argmax(const MaxPool2dParams& m, const Tensor& argmax) {
-  const ScalarType type = m.wide_argmax ? ScalarType::Int : ScalarType::Byte;
-  check_4d(kOp, "argmax", argmax);
-  FASTCNN_CHECK(argmax.scalar_type() == type, kOp, ": expected argmax of dtype ", m.wide_argmax ? "int32" : "uint8");
-  FASTCNN_CHECK(argmax.size(0) == m.n && argmax.size(1) == m.c && argmax.size(2) == m.oh && argmax.size(3) == m.ow, kOp,
-                ": expected argmax of size [", m.n, ", ", m.c, ", ", m.oh, ", ", m.ow, "], but got ", str(argmax));
-}
-
-void check_positions(const MaxPool2dParams& m, const Tensor& argmax) {
-  const int64_t count = argmax.numel();
-  const int64_t most = m.wide_argmax ? largest<uint32_t>(argmax.const_data_ptr(), count)
-                                     : largest<uint8_t>(argmax.const_data_ptr(), count);
-  FASTCNN_CHECK(count == 0 || most < m.kh * m.kw, kOp, ": expected argmax below ", m.kh * m.kw, ", but it holds ",
-                most);
-}
-
 Tensor backward(const Tensor& grad, const Tensor& argmax, const Ints& size, const Ints& kernel, const Ints& stride,
                 const Ints& padding, const Ints& dilation, bool ceil_mode) {
   MaxPool2dParams m{};
   m.dtype = dtype_of(kOp, grad);
   check_pool_size(kOp, size);
-  set_geometry(m, size, pool_geometry(kOp, kernel, stride, padding, dilation), ceil_mode);
-  check_argmax(m, argmax);
+  set_geometry(kOp, m, size, pool_geometry(kOp, kernel, stride, padding, dilation), ceil_mode);
+  check_argmax(kOp, m, argmax);
   check_4d(kOp, "grad", grad);
   FASTCNN_CHECK(str(grad) == str(argmax), kOp, ": expected grad of argmax's size ", str(argmax), ", but got ",
                 str(grad));
   const MemoryFormat wanted = format_of(argmax), format = kernel_format(m, wanted);
   const Tensor g = torch::stable::contiguous(grad, format), at = torch::stable::contiguous(argmax, format);
-  check_positions(m, at);
+  check_positions(kOp, m, at);
   check_numel(kOp, size);
   Tensor gx = empty(size, g, format);
   if (gx.numel()) {
@@ -135,12 +81,12 @@ Tensor gather(const Tensor& input, const Tensor& argmax, const Ints& kernel, con
   MaxPool2dParams m{};
   m.dtype = dtype_of(kOp, input);
   check_pool_input(kOp, input);
-  set_geometry(m, {input.size(0), input.size(1), input.size(2), input.size(3)},
+  set_geometry(kOp, m, {input.size(0), input.size(1), input.size(2), input.size(3)},
                pool_geometry(kOp, kernel, stride, padding, dilation), ceil_mode);
-  check_argmax(m, argmax);
+  check_argmax(kOp, m, argmax);
   const MemoryFormat format = format_of(argmax);
   const Tensor x = torch::stable::contiguous(input, format), at = torch::stable::contiguous(argmax, format);
-  check_positions(m, at);
+  check_positions(kOp, m, at);
   Tensor y = empty({m.n, m.c, m.oh, m.ow}, x, format);
   if (y.numel()) {
     m.x = x.const_data_ptr(), m.y = y.mutable_data_ptr(), m.argmax = const_cast<void*>(at.const_data_ptr());
