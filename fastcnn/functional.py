@@ -11,6 +11,7 @@ from .ops.conv2d import conv2d
 from .ops.conv2d_bn_relu import conv2d_bn_relu
 from .ops.conv_transpose2d import conv_transpose2d
 from .ops.local_response_norm import local_response_norm
+from .ops.lrn_max_pool2d import lrn_max_pool2d
 from .ops.max_pool2d import max_pool2d
 from .ops.sparse_conv2d import sparse_conv2d
 from .ops.subsample2d import subsample2d
@@ -22,6 +23,7 @@ __all__ = [
     "conv2d_bn_relu",
     "conv_transpose2d",
     "local_response_norm",
+    "lrn_max_pool2d",
     "max_pool2d",
     "sparse_conv2d",
     "subsample2d",

@@ -18,6 +18,7 @@ FILES = (
     "test_avg_pool2d.py",
     "test_adaptive_avg_pool2d.py",
     "test_local_response_norm.py",
+    "test_lrn_max_pool2d.py",
     "test_sparse_conv2d.py",
     "test_subsample2d.py",
     "test_hostile.py",

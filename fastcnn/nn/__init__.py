@@ -3,7 +3,7 @@
 from .conv import Conv2d, ConvTranspose2d
 from .conv_bn import ConvBNReLU2d
 from .lenet import SparseConv2d, Subsample2d
-from .normalization import LocalResponseNorm
+from .normalization import LocalResponseNorm, LRNMaxPool2d
 from .pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Conv2d",
     "ConvBNReLU2d",
     "ConvTranspose2d",
+    "LRNMaxPool2d",
     "LocalResponseNorm",
     "MaxPool2d",
     "SparseConv2d",

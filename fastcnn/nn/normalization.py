@@ -13,12 +13,13 @@ class LocalResponseNorm(torch.nn.LocalResponseNorm):
 
     def __init__(self, size, alpha=1e-4, beta=0.75, k=1.0, *, alpha_mode="mean", groups=1, activation=None):
         super().__init__(size, alpha, beta, k)
+        name = type(self).__name__
         if alpha_mode not in ("mean", "sum"):
-            raise ValueError(f"LocalResponseNorm: expected alpha_mode to be 'mean' or 'sum', but got {alpha_mode!r}")
+            raise ValueError(f"{name}: expected alpha_mode to be 'mean' or 'sum', but got {alpha_mode!r}")
         if alpha_mode == "sum" and size % 2 == 0:
-            raise ValueError(f"LocalResponseNorm: expected an odd size with alpha_mode='sum', but got {size}")
+            raise ValueError(f"{name}: expected an odd size with alpha_mode='sum', but got {size}")
         if activation not in (None, "relu"):
-            raise ValueError(f"LocalResponseNorm: expected activation to be None or 'relu', but got {activation!r}")
+            raise ValueError(f"{name}: expected activation to be None or 'relu', but got {activation!r}")
         self.alpha_mode, self.groups, self.activation = alpha_mode, groups, activation
 
     def forward(self, input):
@@ -41,3 +42,53 @@ class LocalResponseNorm(torch.nn.LocalResponseNorm):
             f", {name}={getattr(self, name)}" for name, default in extras.items() if getattr(self, name) != default
         )
         return super().extra_repr() + "".join(changed)
+
+
+class LRNMaxPool2d(LocalResponseNorm):
+    """LocalResponseNorm, then MaxPool2d, on fastcnn.functional.lrn_max_pool2d: one pass over the input.
+
+    The arguments of the first, then those of the second, whose stride None means kernel_size.
+    """
+
+    def __init__(
+        self,
+        size,
+        alpha=1e-4,
+        beta=0.75,
+        k=1.0,
+        kernel_size=3,
+        stride=2,
+        padding=0,
+        dilation=1,
+        ceil_mode=False,
+        *,
+        alpha_mode="mean",
+        groups=1,
+        activation=None,
+    ):
+        super().__init__(size, alpha, beta, k, alpha_mode=alpha_mode, groups=groups, activation=activation)
+        self.kernel_size, self.stride = kernel_size, kernel_size if stride is None else stride
+        self.padding, self.dilation, self.ceil_mode = padding, dilation, ceil_mode
+
+    def forward(self, input):
+        """(N, C, H, W) or (C, H, W) to (N, C, OH, OW) or (C, OH, OW)."""
+        return F.lrn_max_pool2d(
+            input,
+            self.size,
+            self.alpha,
+            self.beta,
+            self.k,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.ceil_mode,
+            alpha_mode=self.alpha_mode,
+            groups=self.groups,
+            activation=self.activation,
+        )
+
+    def extra_repr(self):
+        """The normalization's, then the pooling's."""
+        names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+        return super().extra_repr() + "".join(f", {name}={getattr(self, name)}" for name in names)

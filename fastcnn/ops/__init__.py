@@ -5,6 +5,7 @@ from . import (  # noqa: F401
     avg_pool2d,
     conv2d,
     local_response_norm,
+    lrn_max_pool2d,
     max_pool2d,
     sparse_conv2d,
     subsample2d,

@@ -131,7 +131,7 @@ def local_response_norm(input, size, alpha=1e-4, beta=0.75, k=1.0, *, alpha_mode
             groups=groups,
             activation=activation,
         )
-    check(input, size, alpha_mode, groups, activation)
+    check("local_response_norm", input, size, alpha_mode, groups, activation)
     if not native(input):
         return stock(input, size, alpha, beta, k, alpha_mode, groups, activation)
     if alpha_mode == "mean":
@@ -142,22 +142,21 @@ def local_response_norm(input, size, alpha=1e-4, beta=0.75, k=1.0, *, alpha_mode
     return y if x is input else y.reshape(input.shape)
 
 
-def check(input, size, alpha_mode, groups, activation) -> None:
+def check(function, input, size, alpha_mode, groups, activation) -> None:
     """The mistakes that the ops cannot name."""
     if input.dim() < 3:
         raise ValueError(f"Expected 3D or higher dimensionality input (got {input.dim()} dimensions)")
     if size < 1:
-        raise RuntimeError(f"local_response_norm: expected size of at least 1, but got {size}")
+        raise RuntimeError(f"{function}: expected size of at least 1, but got {size}")
     if alpha_mode not in ("mean", "sum"):
-        raise ValueError(f"local_response_norm: expected alpha_mode to be 'mean' or 'sum', but got {alpha_mode!r}")
+        raise ValueError(f"{function}: expected alpha_mode to be 'mean' or 'sum', but got {alpha_mode!r}")
     if alpha_mode == "sum" and size % 2 == 0:
-        raise ValueError(f"local_response_norm: expected an odd size with alpha_mode='sum', but got {size}")
+        raise ValueError(f"{function}: expected an odd size with alpha_mode='sum', but got {size}")
     if activation not in (None, "relu"):
-        raise ValueError(f"local_response_norm: expected activation to be None or 'relu', but got {activation!r}")
+        raise ValueError(f"{function}: expected activation to be None or 'relu', but got {activation!r}")
     if groups < 1 or input.shape[1] % groups:
         raise ValueError(
-            f"local_response_norm: expected groups to divide the channels of input ({input.shape[1]}), "
-            f"but got groups {groups}"
+            f"{function}: expected groups to divide the channels of input ({input.shape[1]}), but got groups {groups}"
         )
 
 
