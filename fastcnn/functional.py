@@ -13,6 +13,7 @@ from .ops.conv_transpose2d import conv_transpose2d
 from .ops.local_response_norm import local_response_norm
 from .ops.lrn_max_pool2d import lrn_max_pool2d
 from .ops.max_pool2d import max_pool2d
+from .ops.max_unpool2d import max_unpool2d
 from .ops.sparse_conv2d import sparse_conv2d
 from .ops.subsample2d import subsample2d
 
@@ -25,6 +26,7 @@ __all__ = [
     "local_response_norm",
     "lrn_max_pool2d",
     "max_pool2d",
+    "max_unpool2d",
     "sparse_conv2d",
     "subsample2d",
 ]

@@ -16,6 +16,7 @@ FILES = (
     "test_conv2d_bn_relu.py",
     "test_conv_transpose2d.py",
     "test_max_pool2d.py",
+    "test_max_unpool2d.py",
     "test_avg_pool2d.py",
     "test_adaptive_avg_pool2d.py",
     "test_local_response_norm.py",

@@ -7,6 +7,7 @@ from . import (  # noqa: F401
     local_response_norm,
     lrn_max_pool2d,
     max_pool2d,
+    max_unpool2d,
     sparse_conv2d,
     subsample2d,
 )
