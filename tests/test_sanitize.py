@@ -23,6 +23,7 @@ FILES = (
     "test_sparse_conv2d.py",
     "test_subsample2d.py",
     "test_hostile.py",
+    "test_hostile_pooling.py",
     "test_packed_weights.py",
 )
 
