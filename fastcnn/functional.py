@@ -5,6 +5,7 @@ format follows the input's, as torch's does. What fastcnn does not compute (comp
 the stock PyTorch composition that stands beside the op in fastcnn/ops; `fastcnn.explain` says which.
 """
 
+from .ops._drop import drop_path, dropout, stochastic_depth
 from .ops.adaptive_avg_pool2d import adaptive_avg_pool2d
 from .ops.avg_pool2d import avg_pool2d
 from .ops.conv2d import conv2d
@@ -23,10 +24,13 @@ __all__ = [
     "conv2d",
     "conv2d_bn_relu",
     "conv_transpose2d",
+    "drop_path",
+    "dropout",
     "local_response_norm",
     "lrn_max_pool2d",
     "max_pool2d",
     "max_unpool2d",
     "sparse_conv2d",
+    "stochastic_depth",
     "subsample2d",
 ]

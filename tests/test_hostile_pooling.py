@@ -1,5 +1,4 @@
-"""test_hostile.py for lrn_max_pool2d, max_unpool2d and the functions that drop units: calls that must fail, odd calls
-that must work."""
+"""test_hostile.py for lrn_max_pool2d and max_unpool2d: calls that must fail, odd calls that must work."""
 
 import os
 import subprocess

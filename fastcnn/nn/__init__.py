@@ -2,6 +2,7 @@
 
 from .conv import Conv2d, ConvTranspose2d
 from .conv_bn import ConvBNReLU2d
+from .drop import Dropout, DropPath, StochasticDepth
 from .lenet import SparseConv2d, Subsample2d
 from .normalization import LocalResponseNorm, LRNMaxPool2d
 from .pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
@@ -12,9 +13,12 @@ __all__ = [
     "Conv2d",
     "ConvBNReLU2d",
     "ConvTranspose2d",
+    "DropPath",
+    "Dropout",
     "LRNMaxPool2d",
     "LocalResponseNorm",
     "MaxPool2d",
     "SparseConv2d",
+    "StochasticDepth",
     "Subsample2d",
 ]
