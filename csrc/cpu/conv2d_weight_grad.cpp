@@ -21,32 +21,29 @@ template <class A>
 struct Block {
   const A* x;  // input of the first pixel's tap (0, 0), first channel
   const A* grad;
-  int64_t x_row, x_col, grad_row, grad_col;
-  int64_t rows, cols;
+  int64_t x_image, x_row, x_col, grad_image, grad_row, grad_col;
+  int64_t images, rows, cols;
+
+  int64_t pixels() const { return images * rows * cols; }
 };
 
-// dw[m][..] (+)= sum over the block's pixels of x[pixel][m] * grad[pixel][..], m < MR; rows of dw lie `pitch` apart.
-// lanes: output channels that exist in the last of the NV vectors.
+// dw[m][..] (+)= sum over k < count of x[k][m] * grad[k][..], m < MR; rows of dw lie `pitch` apart.
 template <class A, int MR, int NV>
-void accumulate(const Block<A>& b, int64_t sh, int64_t sw, int lanes, bool first, A* dw, int64_t pitch) {
+void accumulate(const A* x, const A* grad, int64_t count, bool first, A* dw, int64_t pitch) {
   constexpr int L = Vec<A>::lanes;
   V<A> acc[MR][NV];
 #pragma GCC unroll 16
   for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 2
     for (int v = 0; v < NV; ++v) acc[m][v] = first ? V<A>{} : load(dw + m * pitch + v * L);
-  for (int64_t r = 0; r < b.rows; ++r) {
-    const A* x = b.x + r * sh * b.x_row;
-    const A* grad = b.grad + r * b.grad_row;
-    for (int64_t c = 0; c < b.cols; ++c, x += sw * b.x_col, grad += b.grad_col) {
-      V<A> u[NV];
+  for (int64_t k = 0; k < count; ++k, x += MR, grad += NV * L) {
+    V<A> u[NV];
 #pragma GCC unroll 2
-      for (int v = 0; v < NV; ++v) u[v] = v < NV - 1 || lanes == L ? load(grad + v * L) : load(grad + v * L, lanes);
+    for (int v = 0; v < NV; ++v) u[v] = load(grad + v * L);
 #pragma GCC unroll 16
-      for (int m = 0; m < MR; ++m)
+    for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 2
-        for (int v = 0; v < NV; ++v) acc[m][v] += x[m] * u[v];
-    }
+      for (int v = 0; v < NV; ++v) acc[m][v] += x[m] * u[v];
   }
 #pragma GCC unroll 16
   for (int m = 0; m < MR; ++m)
@@ -54,15 +51,45 @@ void accumulate(const Block<A>& b, int64_t sh, int64_t sw, int lanes, bool first
     for (int v = 0; v < NV; ++v) store(dw + m * pitch + v * L, acc[m][v]);
 }
 
-template <class A>
-using Accumulate = void (*)(const Block<A>&, int64_t, int64_t, int, bool, A*, int64_t);
+// The block's inputs of MR neighbouring weights, pixel after pixel: in the tensor each pixel's lie on lines of their
+// own, which fall into few sets of L1 where the channels are a power of two.
+template <class A, int MR>
+void pack_inputs(const Block<A>& b, int64_t sh, int64_t sw, A* out) {
+  for (int64_t n = 0; n < b.images; ++n)
+    for (int64_t r = 0; r < b.rows; ++r) {
+      const A* x = b.x + n * b.x_image + r * sh * b.x_row;
+      for (int64_t c = 0; c < b.cols; ++c, x += sw * b.x_col, out += MR) __builtin_memcpy(out, x, MR * sizeof(A));
+    }
+}
 
-template <class A, int NV, int MR>
-Accumulate<A> accumulate_of(int weights) {
+// The block's gradients of `count` <= kNV * L neighbouring output channels, zeros behind them up to whole vectors.
+template <class A>
+void pack_grads(const Block<A>& b, int64_t count, A* out) {
+  constexpr int L = Vec<A>::lanes;
+  for (int64_t n = 0; n < b.images; ++n)
+    for (int64_t r = 0; r < b.rows; ++r) {
+      const A* grad = b.grad + n * b.grad_image + r * b.grad_row;
+      for (int64_t c = 0; c < b.cols; ++c, grad += b.grad_col) {
+        int64_t i = 0;
+        for (; i + L <= count; i += L, out += L) store(out, load(grad + i));
+        if (i < count) store(out, load(grad + i, int(count - i))), out += L;
+      }
+    }
+}
+
+template <class A>
+struct Tile {
+  void (*pack)(const Block<A>&, int64_t, int64_t, A*);
+  void (*accumulate[kNV])(const A*, const A*, int64_t, bool, A*, int64_t);  // of 1 and 2 vectors
+};
+
+template <class A, int MR>
+Tile<A> tile_of(int weights) {
   if constexpr (MR == 0)
-    return nullptr;
+    return {};
   else
-    return weights == MR ? &accumulate<A, MR, NV> : accumulate_of<A, NV, MR - 1>(weights);
+    return weights == MR ? Tile<A>{&pack_inputs<A, MR>, {&accumulate<A, MR, 1>, &accumulate<A, MR, 2>}}
+                         : tile_of<A, MR - 1>(weights);
 }
 
 // Calls f(first, block) for every block of image n, channels [c0, c0+channels) of x and [oc0, ..) of grad, in order.
@@ -73,10 +100,11 @@ void for_each_block(const Conv2dWeightGradParams& p, const Conv2dWeightGradPlan&
   const ConvGeometry& g = p.g;
   Acc<T>* scratch_grad = scratch + plan.scratch;
   bool first = true;
-  for (int64_t n = 0; n < p.gm.n; ++n)
+  for (int64_t n0 = 0; n0 < p.gm.n; n0 += plan.images)
     for (int64_t oh = 0; oh < p.gm.h; oh += plan.rows)
       for (int64_t ow = 0; ow < p.gm.w; ow += plan.cols) {
         Block<A> b{};
+        b.images = p.gm.n - n0 < plan.images ? p.gm.n - n0 : plan.images;
         b.rows = p.gm.h - oh < plan.rows ? p.gm.h - oh : plan.rows;
         b.cols = p.gm.w - ow < plan.cols ? p.gm.w - ow : plan.cols;
         const int64_t h0 = oh * g.sh - g.ph, w0 = ow * g.sw - g.pw;
@@ -89,26 +117,32 @@ void for_each_block(const Conv2dWeightGradParams& p, const Conv2dWeightGradPlan&
                               1,
                               c0,
                               channels};
-          stage(static_cast<const T*>(p.x), p.xm, n, w, scratch);
-          b.x = scratch, b.x_row = w.cols * channels, b.x_col = channels;
+          b.x = scratch, b.x_image = w.rows * w.cols * channels, b.x_row = w.cols * channels, b.x_col = channels;
+          for (int64_t n = 0; n < b.images; ++n)
+            stage(static_cast<const T*>(p.x), p.xm, n0 + n, w, scratch + n * b.x_image);
         } else {
-          b.x = reinterpret_cast<const A*>(static_cast<const T*>(p.x) + n * p.xm.sn + h0 * p.xm.sh + w0 * p.xm.sw + c0);
-          b.x_row = p.xm.sh, b.x_col = p.xm.sw;
+          b.x =
+              reinterpret_cast<const A*>(static_cast<const T*>(p.x) + n0 * p.xm.sn + h0 * p.xm.sh + w0 * p.xm.sw + c0);
+          b.x_image = p.xm.sn, b.x_row = p.xm.sh, b.x_col = p.xm.sw;
         }
         if (plan.stage_grad) {
-          stage(static_cast<const T*>(p.grad), p.gm, n, {oh, ow, b.rows, b.cols, 1, 1, oc0, outputs}, scratch_grad);
-          b.grad = scratch_grad, b.grad_row = b.cols * outputs, b.grad_col = outputs;
+          b.grad = scratch_grad;
+          b.grad_image = b.rows * b.cols * outputs, b.grad_row = b.cols * outputs, b.grad_col = outputs;
+          for (int64_t n = 0; n < b.images; ++n)
+            stage(static_cast<const T*>(p.grad), p.gm, n0 + n, {oh, ow, b.rows, b.cols, 1, 1, oc0, outputs},
+                  scratch_grad + n * b.grad_image);
         } else {
-          b.grad = reinterpret_cast<const A*>(static_cast<const T*>(p.grad) + n * p.gm.sn + oh * p.gm.sh +
+          b.grad = reinterpret_cast<const A*>(static_cast<const T*>(p.grad) + n0 * p.gm.sn + oh * p.gm.sh +
                                               ow * p.gm.sw + oc0);
-          b.grad_row = p.gm.sh, b.grad_col = p.gm.sw;
+          b.grad_image = p.gm.sn, b.grad_row = p.gm.sh, b.grad_col = p.gm.sw;
         }
         f(first, b);
         first = false;
       }
 }
 
-// Unit = ((group * outer + tap row or tap) * tiles of weights + tile) * pairs of panels + pair.
+// Unit = (group * outer + tap row or tap) * tiles of weights + tile. A unit's inputs are packed once and meet the
+// gradients of all output channels, which the units of a block share.
 template <class T>
 void direct_units(const Conv2dWeightGradParams& p, const Conv2dWeightGradPlan& plan, Acc<T>* scratch, int64_t begin,
                   int64_t end) {
@@ -117,28 +151,38 @@ void direct_units(const Conv2dWeightGradParams& p, const Conv2dWeightGradPlan& p
   const ConvGeometry& g = p.g;
   const int64_t pitch = plan.panels * L, pairs = (plan.panels + kNV - 1) / kNV;
   const int64_t outer = g.kh * plan.tap_cols, weights = plan.weights, tiles = (weights + kMR - 1) / kMR;
-  const int64_t per_group = outer * tiles * pairs;
+  const int64_t per_group = outer * tiles;
+  A* const inputs = scratch + plan.scratch + plan.scratch_grad;
+  A* const grads = inputs + plan.images * plan.rows * plan.cols * kMR;
   for (int64_t group = begin / per_group; group * per_group < end; ++group) {
     const int64_t from = group * per_group < begin ? begin - group * per_group : 0;
     const int64_t to = (group + 1) * per_group < end ? per_group : end - group * per_group;
     A* dw = static_cast<A*>(p.dw) + group * g.kh * g.kw * g.group_in * pitch;
-    for_each_block<T>(
-        p, plan, scratch, group * g.group_in, g.group_in, group * g.group_out, g.group_out,
-        [&](bool first, const Block<A>& block) {
-          for (int64_t unit = from; unit < to; ++unit) {
-            const int64_t v0 = unit % pairs * kNV, tile = unit / pairs % tiles, tap = unit / pairs / tiles;
-            const int64_t i = tap / plan.tap_cols, j = tap % plan.tap_cols;
-            const int64_t m0 = tile * weights / tiles, count = (tile + 1) * weights / tiles - m0;
-            const int nv = plan.panels - v0 < kNV ? 1 : kNV;
-            const int64_t left = g.group_out - (v0 + nv - 1) * L;
-            Block<A> b = block;
-            b.x += i * g.dh * b.x_row + j * g.dw * b.x_col + m0;
-            b.grad += v0 * L;
-            const Accumulate<A> f =
-                nv == 1 ? accumulate_of<A, 1, kMR>(int(count)) : accumulate_of<A, 2, kMR>(int(count));
-            f(b, g.sh, g.sw, left < L ? int(left) : L, first, dw + (tap * weights + m0) * pitch + v0 * L, pitch);
-          }
-        });
+    for_each_block<T>(p, plan, scratch, group * g.group_in, g.group_in, group * g.group_out, g.group_out,
+                      [&](bool first, const Block<A>& block) {
+                        const int64_t pixels = block.pixels();
+                        for (int64_t pair = 0; pair < pairs; ++pair) {
+                          Block<A> b = block;
+                          const int64_t oc = pair * kNV * L, left = g.group_out - oc;
+                          b.grad += oc;
+                          pack_grads(b, left < kNV * L ? left : kNV * L, grads + pixels * oc);
+                        }
+                        for (int64_t unit = from; unit < to; ++unit) {
+                          const int64_t tile = unit % tiles, tap = unit / tiles;
+                          const int64_t i = tap / plan.tap_cols, j = tap % plan.tap_cols;
+                          const int64_t m0 = tile * weights / tiles, count = (tile + 1) * weights / tiles - m0;
+                          Block<A> b = block;
+                          b.x += i * g.dh * b.x_row + j * g.dw * b.x_col + m0;
+                          const Tile<A> kernel = tile_of<A, kMR>(int(count));
+                          kernel.pack(b, g.sh, g.sw, inputs);
+                          for (int64_t pair = 0; pair < pairs; ++pair) {
+                            const int64_t v0 = pair * kNV;
+                            kernel.accumulate[plan.panels - v0 < kNV ? 0 : 1](
+                                inputs, grads + pixels * v0 * L, pixels, first,
+                                dw + (tap * weights + m0) * pitch + v0 * L, pitch);
+                          }
+                        }
+                      });
   }
 }
 

@@ -222,23 +222,56 @@ Tensor empty_input(const Tensor& grad, const Tensor& weight, const Ints& size) {
   return empty(size, grad, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
 
+// Rows (or columns) of dx that read the same taps: first, first+step, ... Each such phase is a convolution of stride 1
+// over g with those taps alone.
+struct Phase {
+  int64_t first, step, count;
+  int32_t taps, padding, spread;  // spread: of g, whose elements stand on every spread-th position
+  int64_t tap, tap_step;          // the taps it reads
+};
+
+// dx[h] = sum over i with h+p-i*d = s*q of w[i] * g[q]. Undilated, h = s*t + a reads the taps i = tap + s*k, and of g
+// the positions t + (a+p-tap)/s - k. A dilated, strided convolution reads g with its elements spread instead.
+std::vector<Phase> phases(int64_t size, int32_t k, int32_t s, int32_t p, int32_t d) {
+  if (s == 1 || d > 1) return {{0, 1, size, k, d * (k - 1) - p, s, 0, 1}};
+  std::vector<Phase> all;
+  for (int32_t a = 0; a < s && a < size; ++a) {
+    const int32_t tap = (a + p) % s, taps = tap < k ? (k - tap + s - 1) / s : 0;
+    all.push_back({a, s, (size - a + s - 1) / s, taps, taps - 1 - (a + p - tap) / s, 1, tap, s});
+  }
+  return all;
+}
+
 // Fills dx, the adjoint of the convolution f, with its value for g, which is dense; bias: one value a channel of dx.
 void adjoint(const Tensor& g, const Tensor& weight, const OptionalTensor& bias, const ConvGeometry& f, Tensor& dx) {
   if (!dx.numel()) return;
-  Conv2dParams p{};
-  p.dtype = dtype_of("conv2d", g);
-  p.g = f;
-  p.g.group_in = f.group_out, p.g.group_out = f.group_in;
-  p.g.sh = p.g.sw = 1, p.g.zh = f.sh, p.g.zw = f.sw;
-  p.g.ph = f.dh * (f.kh - 1) - f.ph, p.g.pw = f.dw * (f.kw - 1) - f.pw;
-  const Tensor packed = pack(rotated_view(weight, f.groups), p.g, p.dtype, weight);
-  p.packed = packed.const_data_ptr();
-  std::unique_ptr<char[]> padded_bias;
-  if (bias) padded_bias = pad_bias(*bias, p.g, p.dtype), p.bias = padded_bias.get();
-  p.x = g.const_data_ptr(), p.xm = map_of(g);
-  p.y = dx.mutable_data_ptr(), p.ym = map_of(dx);
-  flatten_pixels(p);
-  run(p);
+  const Map whole = map_of(dx);
+  for (const Phase& down : phases(whole.h, f.kh, f.sh, f.ph, f.dh))
+    for (const Phase& beside : phases(whole.w, f.kw, f.sw, f.pw, f.dw)) {
+      Conv2dParams p{};
+      p.dtype = dtype_of("conv2d", g);
+      p.g = f;
+      p.g.group_in = f.group_out, p.g.group_out = f.group_in;
+      p.g.kh = down.taps, p.g.ph = down.padding, p.g.zh = down.spread, p.g.sh = 1;
+      p.g.kw = beside.taps, p.g.pw = beside.padding, p.g.zw = beside.spread, p.g.sw = 1;
+      if (!down.taps || !beside.taps) {  // no window reads these: a sum over no channels, then the bias
+        p.g.kh = p.g.kw = 1, p.g.ph = p.g.pw = 0, p.g.group_in = 0;
+      }
+      WeightView view = rotated_view(weight, f.groups);
+      view.w = static_cast<const char*>(view.w) + (down.tap * view.si + beside.tap * view.sj) * size_of(p.dtype);
+      view.si *= down.tap_step, view.sj *= beside.tap_step;
+      const Tensor packed = pack(view, p.g, p.dtype, weight);
+      p.packed = packed.const_data_ptr();
+      std::unique_ptr<char[]> padded_bias;
+      if (bias) padded_bias = pad_bias(*bias, p.g, p.dtype), p.bias = padded_bias.get();
+      p.x = g.const_data_ptr(), p.xm = map_of(g);
+      p.ym = whole;
+      p.ym.h = down.count, p.ym.sh *= down.step, p.ym.w = beside.count, p.ym.sw *= beside.step;
+      p.y = static_cast<char*>(dx.mutable_data_ptr()) +
+            (down.first * whole.sh + beside.first * whole.sw) * size_of(p.dtype);
+      flatten_pixels(p);
+      run(p);
+    }
 }
 
 Tensor conv2d_backward_input(const Tensor& grad, const Tensor& weight, const Ints& size, const Ints& stride,
@@ -288,13 +321,13 @@ Tensor conv2d_backward_weight(const Tensor& grad, const Tensor& input, const Int
   p.x = x.const_data_ptr(), p.xm = map_of(x);
   p.grad = g.const_data_ptr(), p.gm = map_of(g);
   const Conv2dWeightGradPlan plan = plan_conv2d_weight_grad(p, cpu_isa());
-  check_copy(plan.scratch + plan.scratch_grad);
+  check_copy(plan.scratch + plan.scratch_grad + plan.scratch_panels);
   const ScalarType type = dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float;
   const int64_t taps = int64_t{p.g.kh} * p.g.kw * p.g.group_in * plan.panels * plan.lanes;
   const bool grouped = plan.algorithm == ConvAlgorithm::lane_grouped;
   const Tensor sums = empty({grouped ? taps : p.g.groups * taps}, grad, MemoryFormat::Contiguous, type);
   p.dw = sums.mutable_data_ptr();
-  const int64_t bytes = (plan.scratch + plan.scratch_grad) * (dtype == Dtype::f64 ? 8 : 4);
+  const int64_t bytes = (plan.scratch + plan.scratch_grad + plan.scratch_panels) * (dtype == Dtype::f64 ? 8 : 4);
   const int64_t work = grad.numel() * p.g.kh * p.g.kw * p.g.group_in;
   parallel_for(plan.units, work < kSerialWork ? plan.units : 1, [&](int64_t b, int64_t e) {
     if (grouped)

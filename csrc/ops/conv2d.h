@@ -1,8 +1,8 @@
 // Convolution (cross-correlation) with zero padding and a fused epilogue.
 //   y[n,o,p,q] = act(b[o] + sum over c in the group of o, 0<=i<kh, 0<=j<kw of
 //                    w[o,c,i,j] * x[n, c, p*sh-ph+i*dh, q*sw-pw+j*dw] + r[n,o,p,q])
-// Its input gradient is the same sum over a weight that is rotated and transposed, with zeros between the elements
-// of x (zh, zw > 1) where the convolution had a stride.
+// Its input gradient is the same sum over a weight that is rotated and transposed: of a strided convolution one sum for
+// each phase of the stride, or, where it is dilated, too, with zeros between the elements of x (zh, zw > 1).
 #pragma once
 #include "ops/dtype.h"
 #include "ops/isa.h"
@@ -95,11 +95,12 @@ struct Conv2dWeightGradPlan {
   bool stage_x, stage_grad;
   int32_t lanes;
   int64_t panels;
-  int64_t tap_cols;    // taps of a row that are summed one by one: 1 where their inputs lie side by side, else kw
-  int64_t weights;     // neighbouring weights, taps times channels, that they leave: kw*group_in, else group_in
-  int64_t rows, cols;  // output pixels of a block
-  int64_t units;       // independent parts of dw
+  int64_t tap_cols;  // taps of a row that are summed one by one: 1 where their inputs lie side by side, else kw
+  int64_t weights;   // neighbouring weights, taps times channels, that they leave: kw*group_in, else group_in
+  int64_t images, rows, cols;     // output pixels of a block
+  int64_t units;                  // independent parts of dw
   int64_t scratch, scratch_grad;  // elements of a block's copies
+  int64_t scratch_panels;         // elements of its packed inputs and gradients
 };
 
 Conv2dWeightGradPlan plan_conv2d_weight_grad(const Conv2dWeightGradParams& p, Isa isa);

@@ -19,6 +19,10 @@ constexpr int64_t kTasksPerThread = 8;
 // are multiples of it, so that they begin where a slot of moments does.
 constexpr int64_t kLeastPixels = kMomentPixels;
 
+// The packed gradients of a block: 256 KiB of float32 stay in L2 beside its inputs. Its pixels: as many as make the
+// reading and writing of a tile of dw cheap, as few as leave its inputs in L1.
+constexpr int64_t kGradElements = 64 * 1024, kMostGradPixels = 3 * kLeastPixels;
+
 // Vectors of output channels that the direct kernel takes at once, on narrow maps.
 constexpr int64_t kPanelsAtOnce = 4;
 
@@ -140,13 +144,24 @@ Conv2dWeightGradPlan plan_conv2d_weight_grad(const Conv2dWeightGradParams& p, Is
   const bool side_by_side = g.kw == 1 || (g.dw == 1 && (plan.stage_x || g.groups == 1));
   plan.tap_cols = side_by_side ? 1 : g.kw;
   plan.weights = (side_by_side ? g.kw : 1) * g.group_in;
-  const BlockShape block = block_shape(g, p.gm, channels);
-  plan.rows = ceil_div(p.gm.h, ceil_div(p.gm.h, block.rows)), plan.cols = block.cols;
+  BlockShape block = block_shape(g, p.gm, channels);
   const int64_t tile = isa == Isa::avx512 ? 14 : 6;
-  plan.units = grouped ? plan.panels * g.kh
-                       : g.groups * g.kh * plan.tap_cols * ceil_div(plan.weights, tile) * ceil_div(plan.panels, 2);
-  plan.scratch = plan.stage_x ? ceil_div(in_rows(g, plan.rows) * in_cols(g, plan.cols) * channels, 16) * 16 : 0;
-  plan.scratch_grad = plan.stage_grad ? plan.rows * plan.cols * outputs : 0;
+  plan.images = 1;
+  if (!grouped) {
+    const int64_t pixels = std::clamp(kGradElements / (plan.panels * plan.lanes), kLeastPixels, kMostGradPixels);
+    block.cols = std::min(block.cols, pixels);
+    block.rows = std::clamp<int64_t>(pixels / block.cols, 1, block.rows);
+    if (block.rows == p.gm.h && block.cols == p.gm.w)
+      plan.images = std::clamp<int64_t>(pixels / (block.rows * block.cols), 1, p.gm.n);
+  }
+  plan.rows = ceil_div(p.gm.h, ceil_div(p.gm.h, block.rows)), plan.cols = block.cols;
+  plan.units = grouped ? plan.panels * g.kh : g.groups * g.kh * plan.tap_cols * ceil_div(plan.weights, tile);
+  const auto whole_lines = [](int64_t elements) { return ceil_div(elements, 16) * 16; };
+  const int64_t inputs = plan.images * in_rows(g, plan.rows) * in_cols(g, plan.cols) * channels;
+  const int64_t pixels = plan.images * plan.rows * plan.cols;
+  plan.scratch = plan.stage_x ? whole_lines(inputs) : 0;
+  plan.scratch_grad = plan.stage_grad ? whole_lines(pixels * outputs) : 0;
+  plan.scratch_panels = grouped ? 0 : pixels * (tile + plan.panels * plan.lanes);
   return plan;
 }
 
