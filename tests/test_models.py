@@ -6,9 +6,20 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from fastcnn._config import config
-from fastcnn.models import alexnet, alexnet_owt, get_model, lenet5, lenet5_dense, list_models
+from fastcnn.models import (
+    alexnet,
+    alexnet_1gpu,
+    alexnet_cs231n,
+    alexnet_owt,
+    bvlc_alexnet,
+    get_model,
+    lenet5,
+    lenet5_dense,
+    list_models,
+)
 from fastcnn.models._digit_codes import digit_codes
 from fastcnn.models.layers import record_calls, time_alternated, time_layers
 from fastcnn.models.lenet import C3_TABLE, rbf_loss
@@ -69,6 +80,9 @@ def big():
         ("alexnet", {}, 60_965_224),
         ("alexnet", {"num_classes": 10}, 60_965_224 - 990 * 4097),
         ("alexnet_owt", {}, 61_100_840),
+        ("alexnet_cs231n", {}, 62_378_344),
+        ("alexnet_1gpu", {}, 59_798_312),
+        ("bvlc_alexnet", {}, 60_965_224),
     ],
 )
 def test_parameter_count(name, options, count):
@@ -90,6 +104,19 @@ def test_alexnet_state_dict(build, shapes):
     assert set(model.state_dict()) == {f"{name}.{kind}" for name in shapes for kind in ("weight", "bias")}
 
 
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("alexnet", 724_406_816), ("alexnet_cs231n", 1_135_256_096), ("bvlc_alexnet", 724_406_816)],
+)
+def test_multiplications(name, count):
+    """Of the convolutions and linear layers, for one image; a FLOP counter counts each as two operations."""
+    with torch.device("meta"):
+        model, x = get_model(name).eval(), torch.empty(1, 3, 227, 227)
+    with FlopCounterMode(display=False) as counter:
+        model(x)
+    assert counter.get_total_flops() == 2 * count
+
+
 def test_lenet5_state_dict():
     assert weight_shapes(lenet5()) == {**LENET5, "out": (10, 84)}
     assert weight_shapes(lenet5(head="linear")) == {**LENET5, "out": (10, 84)}
@@ -106,7 +133,8 @@ def test_c3_table():
 
 
 def test_registry():
-    assert {"alexnet", "alexnet_owt", "lenet5", "lenet5_dense"} <= set(list_models())
+    names = {"alexnet", "alexnet_owt", "alexnet_cs231n", "alexnet_1gpu", "bvlc_alexnet", "lenet5", "lenet5_dense"}
+    assert names <= set(list_models())
     with pytest.raises(ValueError, match=r"unknown model 'lenet6', expected one of .*lenet5"):
         get_model("lenet6")
 
@@ -180,6 +208,53 @@ def test_alexnet_initial_values(big):
         assert layer.weight.std().item() == pytest.approx(0.01, rel=0.03)
         assert abs(layer.weight.mean().item()) < 5 * 0.01 / math.sqrt(layer.weight.numel())
         assert (layer.bias == (1 if name in ("conv2", "conv4", "conv5", "fc6", "fc7") else 0)).all()
+
+
+@torch.no_grad()
+def test_alexnet_variants():
+    """Each against its layers in order, with the options that tell it from the paper's network."""
+    x = torch.randn(1, 3, 227, 227) * 100
+
+    def caffe(model, x):  # conv, ReLU, normalization with k=1 and alpha/n across all channels, pooling
+        for i in (1, 2):
+            x = getattr(model, f"conv{i}")(x).relu()
+            x = nn.functional.max_pool2d(nn.functional.local_response_norm(x, 5, 1e-4, 0.75, 1.0), 3, 2)
+        return x
+
+    def cs231n(model, x):  # conv, ReLU, pooling, normalization with alpha = 5 * 1e-4 / n
+        for i in (1, 2):
+            x = nn.functional.max_pool2d(getattr(model, f"conv{i}")(x).relu(), 3, 2)
+            x = nn.functional.local_response_norm(x, 5, 5e-4, 0.75, 2.0)
+        return x
+
+    def one_gpu(model, x):
+        for i in (1, 2):
+            x = nn.functional.local_response_norm(getattr(model, f"conv{i}")(x).relu(), 5, 5e-4, 0.75, 2.0)
+            x = nn.functional.max_pool2d(x, 3, 2)
+        return x
+
+    for build, front in ((bvlc_alexnet, caffe), (alexnet_cs231n, cs231n), (alexnet_1gpu, one_gpu)):
+        with fixed_seed(0):
+            model = build(num_classes=3).eval()
+        want = front(model, x)
+        for name in ("conv3", "conv4", "conv5"):
+            want = getattr(model, name)(want).relu()
+        want = nn.functional.max_pool2d(want, 3, 2).flatten(1)
+        for name in ("fc6", "fc7"):
+            want = getattr(model, name)(want).relu()
+        # as test_alexnet_is_two_towers: the same bound for each of the two float32 results
+        assert relative_error(model(x), model.fc8(want).double()) < 2 * 8 * math.sqrt(9216) * 2**-24
+        if build is bvlc_alexnet:
+            assert (model.fc6.bias == 0.1).all()
+            assert (model.conv2.bias == 0.1).all()
+            assert model.fc7.weight.std().item() == pytest.approx(0.005, rel=0.01)
+            assert model(x[..., :224, :224]).shape == (1, 3)  # the ONNX model zoo's size
+            with pytest.raises(RuntimeError, match="expected 224x224 or 227x227 input"):
+                model(x[..., :190, :190])
+    with torch.device("meta"):
+        assert weight_shapes(bvlc_alexnet()) == ALEXNET
+        shapes = weight_shapes(alexnet_1gpu())
+    assert [shapes[f"conv{i}"][:2] for i in range(1, 6)] == [(48, 3), (128, 48), (192, 128), (192, 192), (256, 192)]
 
 
 def test_lenet5_initial_values():

@@ -1,7 +1,7 @@
 """Classic convolutional networks, written with fastcnn.nn."""
 
 from ._registry import get_model, list_models
-from .alexnet import AlexNet, AlexNetOWT, alexnet, alexnet_owt
+from .alexnet import AlexNet, AlexNetOWT, alexnet, alexnet_1gpu, alexnet_cs231n, alexnet_owt, bvlc_alexnet
 from .lenet import LeNet5, lenet5, lenet5_dense, rbf_loss
 
 __all__ = [
@@ -9,7 +9,10 @@ __all__ = [
     "AlexNetOWT",
     "LeNet5",
     "alexnet",
+    "alexnet_1gpu",
+    "alexnet_cs231n",
     "alexnet_owt",
+    "bvlc_alexnet",
     "get_model",
     "lenet5",
     "lenet5_dense",

@@ -216,10 +216,13 @@ def verify(model: nn.Module, x: Tensor, target: Tensor, name: str = "model") -> 
     return Verification(name, checks)
 
 
+_SIZE_227 = ("alexnet", "alexnet_1gpu", "alexnet_cs231n", "bvlc_alexnet")
+
+
 def example_batch(model_name: str, batch: int, seed: int = 0, num_classes: int | None = None) -> tuple[Tensor, Tensor]:
     """A standard normal batch of the size that the model takes, and random targets."""
     lenet = model_name.startswith("lenet")
-    shape = (1, 32, 32) if lenet else (3, 227, 227) if model_name == "alexnet" else (3, 224, 224)
+    shape = (1, 32, 32) if lenet else (3, 227, 227) if model_name in _SIZE_227 else (3, 224, 224)
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(batch, *shape, generator=generator)
     return x, torch.randint(0, num_classes or (10 if lenet else 1000), (batch,), generator=generator)

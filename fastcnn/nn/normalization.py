@@ -13,13 +13,7 @@ class LocalResponseNorm(torch.nn.LocalResponseNorm):
 
     def __init__(self, size, alpha=1e-4, beta=0.75, k=1.0, *, alpha_mode="mean", groups=1, activation=None):
         super().__init__(size, alpha, beta, k)
-        name = type(self).__name__
-        if alpha_mode not in ("mean", "sum"):
-            raise ValueError(f"{name}: expected alpha_mode to be 'mean' or 'sum', but got {alpha_mode!r}")
-        if alpha_mode == "sum" and size % 2 == 0:
-            raise ValueError(f"{name}: expected an odd size with alpha_mode='sum', but got {size}")
-        if activation not in (None, "relu"):
-            raise ValueError(f"{name}: expected activation to be None or 'relu', but got {activation!r}")
+        _check("LocalResponseNorm", size, alpha_mode, activation)
         self.alpha_mode, self.groups, self.activation = alpha_mode, groups, activation
 
     def forward(self, input):
@@ -37,14 +31,26 @@ class LocalResponseNorm(torch.nn.LocalResponseNorm):
 
     def extra_repr(self):
         """torch's, and what differs from its behaviour."""
-        extras = {"alpha_mode": "mean", "groups": 1, "activation": None}
-        changed = (
-            f", {name}={getattr(self, name)}" for name, default in extras.items() if getattr(self, name) != default
-        )
-        return super().extra_repr() + "".join(changed)
+        return super().extra_repr() + _extras(self)
 
 
-class LRNMaxPool2d(LocalResponseNorm):
+def _check(name, size, alpha_mode, activation) -> None:
+    if alpha_mode not in ("mean", "sum"):
+        raise ValueError(f"{name}: expected alpha_mode to be 'mean' or 'sum', but got {alpha_mode!r}")
+    if alpha_mode == "sum" and size % 2 == 0:
+        raise ValueError(f"{name}: expected an odd size with alpha_mode='sum', but got {size}")
+    if activation not in (None, "relu"):
+        raise ValueError(f"{name}: expected activation to be None or 'relu', but got {activation!r}")
+
+
+def _extras(module) -> str:
+    defaults = {"alpha_mode": "mean", "groups": 1, "activation": None}
+    return "".join(
+        f", {name}={getattr(module, name)}" for name, default in defaults.items() if getattr(module, name) != default
+    )
+
+
+class LRNMaxPool2d(torch.nn.Module):
     """LocalResponseNorm, then MaxPool2d, on fastcnn.functional.lrn_max_pool2d: one pass over the input.
 
     The arguments of the first, then those of the second, whose stride None means kernel_size.
@@ -66,7 +72,10 @@ class LRNMaxPool2d(LocalResponseNorm):
         groups=1,
         activation=None,
     ):
-        super().__init__(size, alpha, beta, k, alpha_mode=alpha_mode, groups=groups, activation=activation)
+        super().__init__()
+        _check("LRNMaxPool2d", size, alpha_mode, activation)
+        self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
+        self.alpha_mode, self.groups, self.activation = alpha_mode, groups, activation
         self.kernel_size, self.stride = kernel_size, kernel_size if stride is None else stride
         self.padding, self.dilation, self.ceil_mode = padding, dilation, ceil_mode
 
@@ -91,4 +100,5 @@ class LRNMaxPool2d(LocalResponseNorm):
     def extra_repr(self):
         """The normalization's, then the pooling's."""
         names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
-        return super().extra_repr() + "".join(f", {name}={getattr(self, name)}" for name in names)
+        norm = f"{self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}" + _extras(self)
+        return norm + "".join(f", {name}={getattr(self, name)}" for name in names)
