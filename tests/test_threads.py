@@ -50,6 +50,7 @@ CONVOLUTIONS = {
 
 POOLED, NORMED = (3, 35, 41, 43), (2, 96, 27, 29)
 TABLE = ((0, 1, 2), (1, 2, 3), (0, 3), (0, 1, 2, 3))
+PLACES = (torch.arange(3 * 35 * 41 * 43) * 7919 % 997).view(POOLED)  # for max_unpool2d: each several times
 # Every other op, as a function of its differentiable tensors, and their sizes.
 OTHERS = {
     "max_pool2d": (lambda x: F.max_pool2d(x, 3, 2), (POOLED,)),
@@ -60,6 +61,10 @@ OTHERS = {
     "adaptive_avg_pool2d-global": (lambda x: F.adaptive_avg_pool2d(x, 1), (POOLED,)),
     "local_response_norm": (lambda x: F.local_response_norm(x, 5), (NORMED,)),
     "local_response_norm-towers": (lambda x: F.local_response_norm(x, 5, groups=2, activation="relu"), (NORMED,)),
+    "lrn_max_pool2d": (lambda x: F.lrn_max_pool2d(x, 5, groups=2, activation="relu"), (NORMED,)),
+    "lrn_max_pool2d-large-window": (lambda x: F.lrn_max_pool2d(x, 5, kernel_size=9, stride=2), (NORMED,)),
+    "max_unpool2d": (lambda x: F.max_unpool2d(x, PLACES, 3, 2), (POOLED,)),
+    "max_unpool2d-sum": (lambda x: F.max_unpool2d(x, PLACES, 3, 2, overlap="sum"), (POOLED,)),
     "sparse_conv2d": (lambda x, w, b: F.sparse_conv2d(x, w, b, TABLE), ((37, 4, 14, 14), (12, 5, 5), (4,))),
     "subsample2d": (lambda x, w, b: F.subsample2d(x, w, b), ((37, 6, 28, 28), (6,), (6,))),
 }
@@ -138,6 +143,8 @@ def backward_calls():
         lambda: o.avg_pool2d_backward(peak, pooled.shape, False, *average),
         lambda: o.adaptive_avg_pool2d_backward(peak, pooled.shape, False, peak.shape[2:]),
         lambda: o.local_response_norm_backward(normed, normed, 5, 1e-4, 0.75, 1.0, 1, False),
+        lambda: o.lrn_max_pool2d_backward(peak, argmax, pooled, 5, 1e-4, 0.75, 1.0, 1, False, *POOL),
+        lambda: o.max_unpool2d_gather(pooled, PLACES),
         lambda: o.sparse_conv2d_backward_input(links_grad, torch.ones(12, 5, 5), links.shape, *LINKS),
         lambda: o.sparse_conv2d_backward_weight(links_grad, links, (5, 5), *LINKS)[0],
         lambda: o.subsample2d_backward_input(maps_grad, torch.ones(6), maps.shape, (2, 2), (2, 2), 1.0),
