@@ -4,7 +4,8 @@ namespace fastcnn {
 namespace {
 
 constexpr const char* kOp = "lrn_max_pool2d";
-// With what is read and written beside them, within 1 MiB. Neighbouring bands of channels share the work of a window's.
+// With what is read and written beside them, within 1 MiB. Of channels the larger: neighbouring bands both scatter the
+// gradients of the channels that lie within a window of the other.
 constexpr int64_t kRowsBytes = 128 << 10, kPlanesBytes = 384 << 10;
 
 struct NormArgs {
