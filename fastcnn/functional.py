@@ -11,6 +11,7 @@ from .ops.avg_pool2d import avg_pool2d
 from .ops.conv2d import conv2d
 from .ops.conv2d_bn_relu import conv2d_bn_relu
 from .ops.conv_transpose2d import conv_transpose2d
+from .ops.local_conv2d import local_conv2d
 from .ops.local_response_norm import local_response_norm
 from .ops.lrn_max_pool2d import lrn_max_pool2d
 from .ops.max_pool2d import max_pool2d
@@ -26,6 +27,7 @@ __all__ = [
     "conv_transpose2d",
     "drop_path",
     "dropout",
+    "local_conv2d",
     "local_response_norm",
     "lrn_max_pool2d",
     "max_pool2d",

@@ -18,12 +18,14 @@ FILES = (
     "test_max_unpool2d.py",
     "test_avg_pool2d.py",
     "test_adaptive_avg_pool2d.py",
+    "test_local_conv2d.py",
     "test_local_response_norm.py",
     "test_lrn_max_pool2d.py",
     "test_sparse_conv2d.py",
     "test_subsample2d.py",
     "test_hostile.py",
     "test_hostile_pooling.py",
+    "test_hostile_transposed.py",
     "test_packed_weights.py",
 )
 

@@ -4,6 +4,7 @@ from .conv import Conv2d, ConvTranspose2d
 from .conv_bn import ConvBNReLU2d
 from .drop import Dropout, DropPath, StochasticDepth
 from .lenet import SparseConv2d, Subsample2d
+from .local import LocallyConnected2d
 from .normalization import LocalResponseNorm, LRNMaxPool2d
 from .pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 
@@ -17,6 +18,7 @@ __all__ = [
     "Dropout",
     "LRNMaxPool2d",
     "LocalResponseNorm",
+    "LocallyConnected2d",
     "MaxPool2d",
     "SparseConv2d",
     "StochasticDepth",

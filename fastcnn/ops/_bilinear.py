@@ -12,12 +12,20 @@ import torch
 from ._define import Differentiable, autocast, fold, memory_format, register_fake
 
 
-def bilinear(namespace: str, name: str, out_size: Callable, weight_size: Callable, describe: Callable):
+def bilinear(
+    namespace: str,
+    name: str,
+    out_size: Callable,
+    weight_size: Callable,
+    describe: Callable,
+    bias_size: Callable = lambda grad: grad.shape[1:2],
+):
     """The Python halves of `name`(x, weight, bias, *geometry), `_name` (the same without autograd),
     `name`_backward_input(grad, weight, size, *geometry) and `name`_backward_weight(grad, x, *description, *geometry).
 
     out_size(x, weight, *geometry): the output's height and width. describe(weight): what the gradient for the weight
-    must be told of its size. weight_size(grad, *description, *geometry): that size.
+    must be told of its size. weight_size(grad, *description, *geometry): that size. bias_size(grad): the bias's, by
+    default one value a channel.
     """
     ops = getattr(torch.ops, namespace)
     names = (name, f"_{name}", f"{name}_backward_input", f"{name}_backward_weight")
@@ -34,7 +42,7 @@ def bilinear(namespace: str, name: str, out_size: Callable, weight_size: Callabl
         return torch.empty(size, dtype=grad.dtype, device=grad.device, memory_format=memory_format(grad))
 
     def weight_fake(grad, x, *args):
-        return grad.new_empty(weight_size(grad, *args)), grad.new_empty(grad.shape[1])
+        return grad.new_empty(weight_size(grad, *args)), grad.new_empty(bias_size(grad))
 
     register_fake(forward._name, fake)
     register_fake(raw._name, fake)

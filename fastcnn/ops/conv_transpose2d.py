@@ -87,10 +87,10 @@ def reference(x, weight, bias, stride, padding, output_padding, dilation, groups
     x, weight = x.double(), weight.double().unflatten(0, (groups, -1))
     (sh, sw), (ph, pw), (dh, dw) = stride, padding, dilation
     n, _, h, w = x.shape
-    outputs, kh, kw = groups * weight.shape[2], *weight.shape[3:]
+    outputs, kh, kw = weight.shape[2:]
     oh = output_size(h, kh, sh, ph, output_padding[0], dh)
     ow = output_size(w, kw, sw, pw, output_padding[1], dw)
-    y = torch.zeros(n, outputs, oh + 2 * ph, ow + 2 * pw, dtype=torch.float64)
+    y = torch.zeros(n, groups * outputs, oh + 2 * ph, ow + 2 * pw, dtype=torch.float64)
     for i, j in itertools.product(range(kh), range(kw)):
         taps = torch.einsum("ngchw,gco->ngohw", x.unflatten(1, (groups, -1)), weight[..., i, j]).flatten(1, 2)
         y[:, :, i * dh : i * dh + (h - 1) * sh + 1 : sh, j * dw : j * dw + (w - 1) * sw + 1 : sw] += taps
