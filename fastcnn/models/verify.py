@@ -85,6 +85,9 @@ def _bounds(module: nn.Module, call: Call) -> dict[str, float]:
     weight = getattr(module, "weight", None)
     if isinstance(module, fnn.SparseConv2d):
         per_output = per_input = module.weight.numel()  # no map has more links than there are
+    elif isinstance(module, fnn.LocallyConnected2d):
+        taps = math.prod(module.kernel_size)
+        per_output, per_input = taps * module.in_channels, taps * module.out_channels
     elif isinstance(weight, Tensor) and weight.dim() > 1:
         per_output = weight[0].numel()
         per_input = weight.numel() // weight.shape[1] // getattr(module, "groups", 1)
@@ -223,9 +226,12 @@ def example_batch(model_name: str, batch: int, seed: int = 0, num_classes: int |
     """A standard normal batch of the size that the model takes, and random targets."""
     lenet = model_name.startswith("lenet")
     shape = (1, 32, 32) if lenet else (3, 227, 227) if model_name in _SIZE_227 else (3, 224, 224)
+    small = {"lenet5": (1, 32, 32), "lenet5_dense": (1, 32, 32)}
+    small |= dict.fromkeys(("conv_local_13pct", "conv_local_11pct"), (3, 32, 32))
+    shape = small.get(model_name, (3, 227, 227) if model_name == "alexnet" else (3, 224, 224))
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(batch, *shape, generator=generator)
-    return x, torch.randint(0, num_classes or (10 if lenet else 1000), (batch,), generator=generator)
+    return x, torch.randint(0, num_classes or (10 if model_name in small else 1000), (batch,), generator=generator)
 
 
 @contextlib.contextmanager
