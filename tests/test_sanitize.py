@@ -26,6 +26,7 @@ FILES = (
     "test_hostile.py",
     "test_hostile_pooling.py",
     "test_hostile_transposed.py",
+    "test_hostile_conv.py",
     "test_packed_weights.py",
 )
 

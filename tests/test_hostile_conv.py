@@ -16,6 +16,9 @@ FLOAT8 = torch.float8_e4m3fn
 ONE, ZERO = (1, 1), (0, 0)
 TRANSPOSED = (ONE, ZERO, ZERO, ONE, 1)  # stride, padding, output_padding, dilation, groups
 LARGE = 2**30
+L, LB = torch.ones(6, 6, 2, 4, 3, 3), torch.ones(2, 6, 6)  # of local_conv2d(X, L, LB)
+LY = torch.ones(1, 2, 6, 6)
+LOCAL = (ONE, ZERO, ONE)  # stride, padding, dilation
 o = torch.ops.fastcnn
 
 # Id, call, what the message must match, and the class where it is not RuntimeError.
@@ -60,6 +63,43 @@ CALLS = [
     ("op-padding-none", lambda: o._conv_transpose2d(X, W, None, ONE, (), *TRANSPOSED[2:]), "padding to have 2"),
     ("op-meta-stride-0", lambda: o.conv_transpose2d(META, W.to("meta"), None, ZERO, *TRANSPOSED[1:]), "stride"),
     ("op-input-3d", lambda: o.conv_transpose2d(X[0], W, None, *TRANSPOSED), "4D input"),
+    ("local-input-2d", lambda: F.local_conv2d(X[0, 0], L), "Expected 3D .* or 4D .* input"),
+    ("local-weight-4d", lambda: F.local_conv2d(X, L[0, 0]), "6D weight"),
+    ("local-weight-none", lambda: F.local_conv2d(X, None), "weight to be a Tensor", TypeError),
+    ("local-weight-meta", lambda: F.local_conv2d(X, L.to("meta")), "weight on meta"),
+    ("local-weight-dtype", lambda: F.local_conv2d(X, L.half()), "weight type"),
+    (
+        "local-positions",
+        lambda: F.local_conv2d(X, L[:5]),
+        r"weight of size \[6, 6, ...\], one filter an output position",
+    ),
+    ("local-positions-swapped", lambda: F.local_conv2d(X[..., :7], L.transpose(0, 1)), r"weight of size \[6, 5, ...\]"),
+    ("local-channels", lambda: F.local_conv2d(X[:, :3], L), "to have 4 channels, but got 3 channels"),
+    ("local-zero-kernel", lambda: F.local_conv2d(X, L[..., :0]), "kernel_size"),
+    ("local-large-kernel", lambda: F.local_conv2d(X[..., :2], L), "Kernel size can't be greater"),
+    ("local-bias-1d", lambda: F.local_conv2d(X, L, B[:2]), r"bias of size \[2, 6, 6\]"),
+    ("local-bias-dtype", lambda: F.local_conv2d(X, L, LB.double()), "bias type"),
+    ("local-bias-meta", lambda: F.local_conv2d(X, L, LB.to("meta")), "bias on meta"),
+    ("local-stride-0", lambda: F.local_conv2d(X, L, None, 0), "stride"),
+    ("local-stride-3", lambda: F.local_conv2d(X, L, None, (1, 1, 1)), "stride"),
+    ("local-padding-negative", lambda: F.local_conv2d(X, L, None, 1, -1), "padding"),
+    ("local-padding-2^30", lambda: F.local_conv2d(X, L, None, 1, LARGE), "overflows|one filter an output position"),
+    ("local-padding-2^62", lambda: F.local_conv2d(X, L, None, 1, 2**62), "padding"),
+    ("local-dilation-2^30", lambda: F.local_conv2d(X, L, None, 1, 0, LARGE), "Kernel size can't be greater"),
+    ("local-expanded", lambda: F.local_conv2d(X, L[:, :, :1].expand(6, 6, 2**55, 4, 3, 3)), "overflow"),
+    ("local-float8", lambda: F.local_conv2d(X.to(FLOAT8), L.to(FLOAT8)), "Float8", NotImplementedError),
+    ("local-op-int", lambda: o.local_conv2d(X.int(), L.int(), None, *LOCAL), "dtype"),
+    ("local-op-stride-1", lambda: o._local_conv2d(X, L, None, (1,), *LOCAL[1:]), "stride to have 2 values"),
+    ("local-op-meta", lambda: o.local_conv2d(META, L.to("meta"), None, ZERO, *LOCAL[1:]), "stride"),
+    ("local-input-grad", lambda: o.local_conv2d_backward_input(LY[:, :1], L, X.shape, *LOCAL), "grad of size"),
+    ("local-input-size-3", lambda: o.local_conv2d_backward_input(LY, L, (4, 8, 8), *LOCAL), "4D input"),
+    ("local-input-negative", lambda: o.local_conv2d_backward_input(LY[:0], L, (-1, 4, 8, 8), *LOCAL), "sizes from 0"),
+    ("local-input-2^62", lambda: o.local_conv2d_backward_input(LY, L, (2**62, 4, 8, 8), *LOCAL), "sizes from 0"),
+    ("local-weight-kernel-2", lambda: o.local_conv2d_backward_weight(LY, X, (3, 3), *LOCAL), "kernel"),
+    ("local-weight-kernel-0", lambda: o.local_conv2d_backward_weight(LY, X, (4, 0, 3), *LOCAL), "kernel_size"),
+    ("local-weight-grad-3d", lambda: o.local_conv2d_backward_weight(LY[0], X, (4, 3, 3), *LOCAL), "4D grad"),
+    ("local-weight-grad", lambda: o.local_conv2d_backward_weight(LY[..., :5], X, (4, 3, 3), *LOCAL), "grad of size"),
+    ("local-weight-grad-dtype", lambda: o.local_conv2d_backward_weight(LY.half(), X, (4, 3, 3), *LOCAL), "grad type"),
     ("op-weight-meta", lambda: o.conv_transpose2d(X, W.to("meta"), None, *TRANSPOSED), "weight on meta"),
 ]
 
