@@ -9,6 +9,8 @@ import torch
 
 def pytest_addoption(parser):
     parser.addoption("--run-slow", action="store_true", help="run the tests marked slow, too")
+    parser.addoption("--fuzz-seed", type=int, default=0, help="what the random calls of tests/fuzz start from")
+    parser.addoption("--fuzz-cases", type=int, default=300, help="how many there are; 20000 for a night")
 
 
 def pytest_configure(config):
