@@ -96,11 +96,15 @@ def _conv2d(where: str, x: torch.Tensor, weight: torch.Tensor, geometry: tuple[i
 
 
 def _other(where: str, name: str, x: torch.Tensor) -> Choice:
-    lanes = "channels" if _channels_last(x) else "pixels"
     kernel = f"{name} ({_library.cpu_capability()})"
-    return Choice(
-        where, name, _describe(x), kernel, "", f"the only kernel; vectors over {lanes}, as they lie in memory"
-    )
+    if name == "local_conv2d":
+        why = "the only kernel; vectors over samples, so that each weight is read once"
+    elif name == "conv_transpose2d":
+        why = "conv2d's kernel for its input gradient; vectors over output channels"
+    else:
+        lanes = "channels" if _channels_last(x) else "pixels"
+        why = f"the only kernel; vectors over {lanes}, as they lie in memory"
+    return Choice(where, name, _describe(x), kernel, "", why)
 
 
 class _Recorder(TorchDispatchMode):

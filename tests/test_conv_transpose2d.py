@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import fastcnn
 import fastcnn.functional as F
 from fastcnn import _config, nn
 from fastcnn.ops import conv_transpose2d as transposed
@@ -226,3 +227,9 @@ def test_threads_change_no_bit(layout):
         torch.set_num_threads(before)
     for result in results[1:]:
         assert all(map(torch.equal, result, results[0]))
+
+
+def test_explain():
+    (row,) = fastcnn.explain(F.conv_transpose2d, (1, 4, 5, 5), (4, 3, 3, 3)).rows
+    assert row.op == "conv_transpose2d"
+    assert "vectors over output channels" in row.why

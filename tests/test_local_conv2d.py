@@ -236,3 +236,9 @@ def test_module():
 def test_module_refuses(message, arguments):
     with pytest.raises(ValueError, match=message):
         nn.LocallyConnected2d(*arguments)
+
+
+def test_explain():
+    (row,) = fastcnn.explain(nn.LocallyConnected2d(3, 2, 3, 5), (1, 3, 5, 5)).rows
+    assert row.op == "local_conv2d"
+    assert "vectors over samples" in row.why

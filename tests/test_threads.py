@@ -66,6 +66,14 @@ OTHERS = {
     "max_unpool2d": (lambda x: F.max_unpool2d(x, PLACES, 3, 2), (POOLED,)),
     "max_unpool2d-sum": (lambda x: F.max_unpool2d(x, PLACES, 3, 2, overlap="sum"), (POOLED,)),
     "sparse_conv2d": (lambda x, w, b: F.sparse_conv2d(x, w, b, TABLE), ((37, 4, 14, 14), (12, 5, 5), (4,))),
+    "conv_transpose2d": (
+        lambda x, w, b: F.conv_transpose2d(x, w, b, 2, 1, 1),
+        ((2, 64, 14, 14), (64, 48, 3, 3), (48,)),
+    ),
+    "local_conv2d": (
+        lambda x, w, b: F.local_conv2d(x, w, b, 1, 1),
+        ((35, 19, 8, 8), (8, 8, 21, 19, 3, 3), (21, 8, 8)),
+    ),
     "subsample2d": (lambda x, w, b: F.subsample2d(x, w, b), ((37, 6, 28, 28), (6,), (6,))),
 }
 
