@@ -219,19 +219,20 @@ def verify(model: nn.Module, x: Tensor, target: Tensor, name: str = "model") -> 
     return Verification(name, checks)
 
 
-_SIZE_227 = ("alexnet", "alexnet_1gpu", "alexnet_cs231n", "bvlc_alexnet")
+# Inputs of other than 3x224x224.
+_SHAPES = {
+    **dict.fromkeys(("alexnet", "alexnet_1gpu", "alexnet_cs231n", "bvlc_alexnet"), (3, 227, 227)),
+    **dict.fromkeys(("lenet5", "lenet5_dense"), (1, 32, 32)),
+    **dict.fromkeys(("conv_local_13pct", "conv_local_11pct"), (3, 32, 32)),
+}
 
 
 def example_batch(model_name: str, batch: int, seed: int = 0, num_classes: int | None = None) -> tuple[Tensor, Tensor]:
     """A standard normal batch of the size that the model takes, and random targets."""
-    lenet = model_name.startswith("lenet")
-    shape = (1, 32, 32) if lenet else (3, 227, 227) if model_name in _SIZE_227 else (3, 224, 224)
-    small = {"lenet5": (1, 32, 32), "lenet5_dense": (1, 32, 32)}
-    small |= dict.fromkeys(("conv_local_13pct", "conv_local_11pct"), (3, 32, 32))
-    shape = small.get(model_name, (3, 227, 227) if model_name == "alexnet" else (3, 224, 224))
+    shape = _SHAPES.get(model_name, (3, 224, 224))
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(batch, *shape, generator=generator)
-    return x, torch.randint(0, num_classes or (10 if model_name in small else 1000), (batch,), generator=generator)
+    return x, torch.randint(0, num_classes or (10 if shape[-1] == 32 else 1000), (batch,), generator=generator)
 
 
 @contextlib.contextmanager
