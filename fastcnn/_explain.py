@@ -126,7 +126,7 @@ class _Recorder(TorchDispatchMode):
         if func.namespace == "fastcnn" and not name.startswith("_pack"):
             if name in ("conv2d", "_conv2d"):
                 geometry = args[5] if name == "_conv2d" else (*args[4], *args[5], *args[6], args[7])
-                self.rows.append(_conv2d(where, args[0], args[1], tuple(geometry)))
+                self.rows.append(_conv2d(where, args[0], args[1], tuple(geometry[:7])))
             else:
                 self.rows.append(_other(where, name.strip("_").removesuffix("_values"), args[0]))
         elif name in STOCK:

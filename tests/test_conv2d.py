@@ -203,6 +203,43 @@ def test_module_equals_torch(mode, padding):
             torch.testing.assert_close(module(x), stock(x))
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+@pytest.mark.parametrize(("channels", "groups", "kernel", "stride", "padding", "dilation"), [
+    (16, 1, 3, 1, 1, 1), (3, 1, 7, 2, 3, 1), (32, 32, 3, 1, 1, 1), (8, 2, 3, 2, 2, 2),
+    (5, 1, (3, 5), (1, 3), (6, 4), 1),
+])  # fmt: skip
+def test_padding_modes_without_a_copy(channels, groups, kernel, stride, padding, dilation, mode, dtype, layout):
+    """Read where the mode says, or copied there first (what gradients make the module do): the same sums."""
+    module = fastcnn.nn.Conv2d(channels, channels * 2 if groups == 1 else channels, kernel, stride, padding, dilation,
+                               groups, padding_mode=mode, dtype=dtype)  # fmt: skip
+    x = torch.randn(2, channels, 7, 61).to(dtype).to(memory_format=layout)
+    copied = module(x)
+    with torch.no_grad():
+        read = module(x)
+    assert read.stride() == copied.stride()
+    torch.testing.assert_close(read, copied, rtol=0, atol=0)
+
+
+def test_one_pixel_with_work_for_many_threads():
+    """A map too small to share by pixels, in a layer that wakes the pool."""
+    x, weight = torch.randn(1, 2048, 1, 1), torch.randn(17, 2048, 1, 1)
+    y = F.conv2d(x.expand(8, -1, -1, -1), weight)
+    wide = F.conv2d(x.expand(-1, -1, 3, 3).contiguous(), torch.randn(300, 2048, 3, 3), None)
+    assert wide.shape == (1, 300, 1, 1)
+    torch.testing.assert_close(
+        y[3].flatten(), (weight.double().flatten(1) @ x.double().flatten()).float(), rtol=0, atol=1e-3
+    )
+
+
+def test_padding_modes_reach_no_further_than_the_input():
+    for mode, padding in (("reflect", 5), ("circular", 6)):
+        module = fastcnn.nn.Conv2d(2, 2, 3, padding=padding, padding_mode=mode)
+        with torch.no_grad(), pytest.raises(RuntimeError, match="Padding size should be"):
+            module(torch.zeros(1, 2, 5, 5))
+
+
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.int64])
 def test_what_fastcnn_does_not_compute_runs_stock(dtype):
     x, w = torch.ones(1, 1, 5, 5, dtype=dtype), torch.ones(1, 1, 3, 3, dtype=dtype)

@@ -32,7 +32,7 @@ struct Runs {
 // rows of a gradient that a stride has spread.
 void skip_zero_rows(const ConvGeometry& g, const Map& xm, int64_t oh, Runs& runs) {
   const int64_t top = oh * g.sh - g.ph;
-  const auto meets = [&](int64_t i) { return stage_index(top + i * g.dh, g.zh, xm.h) >= 0; };
+  const auto meets = [&](int64_t i) { return stage_index(top + i * g.dh, g.zh, xm.h, g.padding) >= 0; };
   runs.first = 0;
   while (runs.first < g.kh && !meets(runs.first)) ++runs.first;
   runs.every = 1;
@@ -238,7 +238,8 @@ void tasks(const Conv2dParams& p, const Conv2dPlan& plan, Acc<T>* scratch, int64
                                g.zh,
                                g.zw,
                                b.group * g.group_in,
-                               g.group_in};
+                               g.group_in,
+                               g.padding};
       if (task / plan.panel_tasks != staged) {  // tasks that differ in their panels share the copy
         staged = task / plan.panel_tasks;
         stage(static_cast<const T*>(p.x), p.xm, b.n, window, scratch);

@@ -1,8 +1,8 @@
-// Copies the part of a tensor that a block of output pixels reads: zero-padded, channels last, in the accumulator
+// Copies the part of a tensor that a block of output pixels reads: padded, channels last, in the accumulator
 // type. One copy serves all taps and output channels, so the kernels behind it know no borders, layouts or dtypes.
 #pragma once
 #include "cpu/vec.h"
-#include "ops/dtype.h"
+#include "ops/conv2d.h"
 
 namespace fastcnn::FASTCNN_ISA {
 
@@ -11,10 +11,22 @@ struct StageWindow {
   int64_t rows, cols;  // of the copy
   int64_t zh, zw;      // the tensor stands on every zh-th row and zw-th column
   int64_t c0, c;       // channels
+  Padding padding;     // what stands outside the tensor
 };
 
-// The tensor's index of a position, or -1: padding, or a zero between two elements.
-inline int64_t stage_index(int64_t at, int64_t z, int64_t size) {
+// The tensor's index of a position, or -1: a zero outside, or between two elements. Other paddings reach less than the
+// tensor's size beyond it, and nothing is spread there.
+inline int64_t stage_index(int64_t at, int64_t z, int64_t size, Padding padding) {
+  switch (padding) {
+    case Padding::zeros:
+      break;
+    case Padding::reflect:
+      return at < 0 ? -at : at < size ? at : 2 * (size - 1) - at;
+    case Padding::replicate:
+      return at < 0 ? 0 : at < size ? at : size - 1;
+    case Padding::circular:
+      return at < 0 ? at + size : at < size ? at : at - size;
+  }
   if (at < 0 || at % z) return -1;
   at /= z;
   return at < size ? at : -1;
@@ -39,12 +51,23 @@ inline void stage_planes(const T* x, int64_t sc, int64_t n, Acc<T>* out, int64_t
     for (int64_t w = 0; w < n; ++w) out[w * c + c0] = get(x[c0 * sc + w]);
 }
 
+// One pixel of a row; at: its index there, or -1.
+template <class T>
+inline void stage_one(const T* row, const Map& m, int64_t at, int64_t c, Acc<T>* out) {
+  if (at < 0)
+    __builtin_memset(out, 0, size_t(c) * sizeof(Acc<T>));
+  else if (m.sc == 1)
+    stage_pixel(row + at * m.sw, out, c);
+  else
+    for (int64_t i = 0; i < c; ++i) out[i] = get(row[at * m.sw + i * m.sc]);
+}
+
 // out[row][col][c] of the window, image n of the tensor.
 template <class T>
 inline void stage(const T* x, const Map& m, int64_t n, const StageWindow& v, Acc<T>* out) {
   x += n * m.sn + v.c0 * m.sc;
   for (int64_t r = 0; r < v.rows; ++r, out += v.cols * v.c) {
-    const int64_t h = stage_index(v.h0 + r, v.zh, m.h);
+    const int64_t h = stage_index(v.h0 + r, v.zh, m.h, v.padding);
     if (h < 0) {
       __builtin_memset(out, 0, size_t(v.cols * v.c) * sizeof(Acc<T>));
       continue;
@@ -54,8 +77,11 @@ inline void stage(const T* x, const Map& m, int64_t n, const StageWindow& v, Acc
       const int64_t lo = v.w0 < 0 ? (-v.w0 < v.cols ? -v.w0 : v.cols) : 0;
       const int64_t end = m.w - v.w0;
       const int64_t hi = end < lo ? lo : end < v.cols ? end : v.cols;
-      __builtin_memset(out, 0, size_t(lo * v.c) * sizeof(Acc<T>));
-      __builtin_memset(out + hi * v.c, 0, size_t((v.cols - hi) * v.c) * sizeof(Acc<T>));
+      const auto outside = [&](int64_t w) {
+        stage_one(xr, m, stage_index(v.w0 + w, 1, m.w, v.padding), v.c, out + w * v.c);
+      };
+      for (int64_t w = 0; w < lo; ++w) outside(w);
+      for (int64_t w = hi; w < v.cols; ++w) outside(w);
       const T* from = xr + (v.w0 + lo) * m.sw;
       if (hi == lo) {
       } else if (m.sc == 1 && m.sw == v.c) {
@@ -66,16 +92,8 @@ inline void stage(const T* x, const Map& m, int64_t n, const StageWindow& v, Acc
         stage_planes(from, m.sc, hi - lo, out + lo * v.c, v.c);
       }
     } else {
-      for (int64_t w = 0; w < v.cols; ++w) {
-        const int64_t at = stage_index(v.w0 + w, v.zw, m.w);
-        Acc<T>* pixel = out + w * v.c;
-        if (at < 0)
-          __builtin_memset(pixel, 0, size_t(v.c) * sizeof(Acc<T>));
-        else if (m.sc == 1)
-          stage_pixel(xr + at * m.sw, pixel, v.c);
-        else
-          for (int64_t c = 0; c < v.c; ++c) pixel[c] = get(xr[at * m.sw + c * m.sc]);
-      }
+      for (int64_t w = 0; w < v.cols; ++w)
+        stage_one(xr, m, stage_index(v.w0 + w, v.zw, m.w, v.padding), v.c, out + w * v.c);
     }
   }
 }

@@ -31,7 +31,8 @@ inline pybind11::dict explain_conv2d(std::array<int64_t, 4> x, std::array<int64_
          i32(geometry[4]),
          i32(geometry[5]),
          1,
-         1};
+         1,
+         Padding::zeros};
   const auto out = [](int64_t in, int64_t k, int64_t s, int64_t p, int64_t d) {
     return (in + 2 * p - d * (k - 1) - 1) / s + 1;
   };

@@ -132,6 +132,16 @@ void run(const Conv2dParams& p) {
   });
 }
 
+// How far beyond the input a padding that repeats it may reach: torch's rule.
+void check_reach(const char* op, const Tensor& x, const Conv2dArgs& a, Padding mode) {
+  if (mode == Padding::zeros) return;
+  const int64_t edge = mode == Padding::reflect ? 1 : 0;
+  const bool inside = a.padding.h <= x.size(2) - edge && a.padding.w <= x.size(3) - edge;
+  FASTCNN_CHECK(mode == Padding::replicate ? x.size(2) > 0 && x.size(3) > 0 : inside, op, ": Padding size should be ",
+                edge ? "less than" : "at most", " the corresponding input dimension, but got padding (", a.padding.h,
+                ", ", a.padding.w, ") for input", str(x));
+}
+
 Moments make_moments(const Map& ym, Dtype dtype) {
   Moments m;
   m.slots = moment_slots(ym);
@@ -142,12 +152,13 @@ Moments make_moments(const Map& ym, Dtype dtype) {
 
 Tensor convolve(const Tensor& input, const Tensor& weight, const OptionalTensor& packed, const OptionalTensor& bias,
                 const OptionalTensor& residual, const Conv2dArgs& a, bool relu, int64_t accuracy,
-                Moments* moments = nullptr) {
+                Padding mode = Padding::zeros, Moments* moments = nullptr) {
   constexpr const char* kOp = "conv2d";
   const Dtype dtype = dtype_of(kOp, input);
   Conv2dParams p{};
   p.g = geometry(kOp, input, weight, a);
-  p.dtype = dtype, p.relu = relu;
+  p.dtype = dtype, p.relu = relu, p.g.padding = mode;
+  check_reach(kOp, input, a, mode);
   FASTCNN_CHECK(accuracy >= 0 && accuracy <= 2, kOp,
                 ": expected accuracy 0 (strict), 1 (default) or 2 (fast), but got ", accuracy);
   const Ints size{input.size(0), weight.size(0), output_size(kOp, input.size(2), p.g.kh, p.g.sh, p.g.ph, p.g.dh),
@@ -200,10 +211,13 @@ Tensor conv2d(const Tensor& x, const Tensor& w, const OptionalTensor& bias, cons
 // One list instead of three and a number: each list that crosses the stable ABI costs half a microsecond.
 Tensor conv2d_packed(const Tensor& x, const Tensor& w, const OptionalTensor& packed, const OptionalTensor& bias,
                      const OptionalTensor& residual, const Ints& geometry, bool relu, int64_t accuracy) {
-  FASTCNN_CHECK(geometry.size() == 7, "_conv2d: expected geometry to have 7 values, but got ", geometry.size());
+  FASTCNN_CHECK(geometry.size() == 7 || geometry.size() == 8,
+                "_conv2d: expected geometry to have 7 or 8 values, but got ", geometry.size());
+  const int64_t mode = geometry.size() == 8 ? geometry[7] : 0;
+  FASTCNN_CHECK(mode >= 0 && mode <= 3, "_conv2d: expected a padding mode from 0 to 3, but got ", mode);
   const auto at = geometry.begin();
   const Conv2dArgs a = read_args("conv2d", {at, at + 2}, {at + 2, at + 4}, {at + 4, at + 6}, geometry[6]);
-  return convolve(x, w, packed, bias, residual, a, relu, accuracy);
+  return convolve(x, w, packed, bias, residual, a, relu, accuracy, Padding(mode));
 }
 
 Tensor pack_weight(const Tensor& weight, int64_t groups) {
@@ -345,7 +359,7 @@ Tensor conv2d_backward_weight(const Tensor& grad, const Tensor& input, const Int
 
 Tensor conv2d_with_moments(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const Conv2dArgs& a,
                            Moments& moments) {
-  return convolve(x, weight, std::nullopt, bias, std::nullopt, a, false, 1, &moments);
+  return convolve(x, weight, std::nullopt, bias, std::nullopt, a, false, 1, Padding::zeros, &moments);
 }
 
 Tensor transposed_conv2d(const char* op, const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
@@ -362,7 +376,8 @@ Tensor transposed_conv2d(const char* op, const Tensor& x, const Tensor& weight, 
 STABLE_TORCH_LIBRARY_FRAGMENT(fastcnn, m) {
   m.def("conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, " GEOMETRY
         ", bool relu, int accuracy) -> Tensor");
-  // Without autograd. packed: of _pack_weight; geometry: stride, padding and dilation (two each), groups.
+  // Without autograd. packed: of _pack_weight; geometry: stride, padding and dilation (two each), groups and
+  // maybe torch.nn.Conv2d's padding_mode: 0 zeros, 1 reflect, 2 replicate, 3 circular.
   m.def(
       "_conv2d(Tensor x, Tensor weight, Tensor? packed, Tensor? bias, Tensor? residual, SymInt[] geometry, bool relu, "
       "int accuracy) -> Tensor");

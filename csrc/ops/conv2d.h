@@ -1,4 +1,4 @@
-// Convolution (cross-correlation) with zero padding and a fused epilogue.
+// Convolution (cross-correlation) with padding and a fused epilogue.
 //   y[n,o,p,q] = act(b[o] + sum over c in the group of o, 0<=i<kh, 0<=j<kw of
 //                    w[o,c,i,j] * x[n, c, p*sh-ph+i*dh, q*sw-pw+j*dw] + r[n,o,p,q])
 // Its input gradient is the same sum over a weight that is rotated and transposed: of a strided convolution one sum for
@@ -14,10 +14,13 @@ enum class ConvAlgorithm : int32_t {
   lane_grouped,  // 1, 2, 4 or 8 channels per group: groups side by side in the lanes of a vector
 };
 
+enum class Padding : int32_t { zeros, reflect, replicate, circular };  // torch.nn.Conv2d's padding_mode
+
 struct ConvGeometry {
   int64_t groups, group_in, group_out;  // channels of x and of y per group
   int32_t kh, kw, sh, sw, ph, pw, dh, dw;
   int32_t zh, zw;  // x stands on every zh-th row and zw-th column of the input that the sum sees
+  Padding padding;
 };
 
 struct Conv2dParams {

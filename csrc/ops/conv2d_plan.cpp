@@ -100,8 +100,9 @@ Conv2dPlan plan_conv2d(const Conv2dParams& p, Isa isa, int64_t threads) {
   plan.lanes = lanes_of(p.dtype, isa);
   const bool grouped = plan.algorithm == ConvAlgorithm::lane_grouped;
   const bool padded = reads_padding(g, p.xm, p.ym);
-  // The grouped kernel leaves out the taps behind a border itself: a copy would cost it as much as its arithmetic.
-  plan.staged = needs_conversion(p.dtype) || g.zh > 1 || g.zw > 1 || p.xm.sc != 1 || (padded && !grouped);
+  // The grouped kernel leaves out the taps behind a border of zeros: a copy would cost it as much as its arithmetic.
+  plan.staged = needs_conversion(p.dtype) || g.zh > 1 || g.zw > 1 || p.xm.sc != 1 ||
+                (padded && (!grouped || g.padding != Padding::zeros));
   const int64_t channels = grouped ? g.groups * g.group_in : g.group_in;
   const int64_t images = p.ym.n * (grouped ? 1 : g.groups);
   plan.panels = ceil_div(grouped ? g.groups * g.group_out : g.group_out, plan.lanes);
@@ -121,7 +122,7 @@ Conv2dPlan plan_conv2d(const Conv2dParams& p, Isa isa, int64_t threads) {
     if (p.ym.h > 1)
       block.rows = std::max({int64_t{1}, ceil_div(kLeastPixels, block.cols), block.rows / more});
     else
-      block.cols = std::min(block.cols, ceil_div(block.cols / more, kLeastPixels) * kLeastPixels);
+      block.cols = std::min(block.cols, ceil_div(block.cols, more * kLeastPixels) * kLeastPixels);
   }
   plan.bands = ceil_div(p.ym.h, block.rows), plan.rows = ceil_div(p.ym.h, plan.bands);
   plan.strips = ceil_div(p.ym.w, block.cols), plan.cols = block.cols;

@@ -3,6 +3,7 @@
 import torch
 
 from .. import functional as F
+from ..ops.conv2d import conv2d_padded
 
 
 class Conv2d(torch.nn.Conv2d):
@@ -11,6 +12,10 @@ class Conv2d(torch.nn.Conv2d):
     def _conv_forward(self, input, weight, bias):
         if self.padding_mode == "zeros":
             return F.conv2d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        if not isinstance(self.padding, str):
+            return conv2d_padded(
+                input, weight, bias, self.stride, self.padding, self.dilation, self.groups, self.padding_mode
+            )
         padded = torch.nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
         return F.conv2d(padded, weight, bias, self.stride, 0, self.dilation, self.groups)
 

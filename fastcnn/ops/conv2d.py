@@ -46,7 +46,7 @@ def define(namespace: str) -> SimpleNamespace:
         return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=format_of(x, weight))
 
     def raw_fake(x, weight, packed, bias, residual, geometry, relu, accuracy):
-        sh, sw, ph, pw, dh, dw, groups = geometry
+        sh, sw, ph, pw, dh, dw, groups = geometry[:7]
         return conv_fake(x, weight, bias, residual, (sh, sw), (ph, pw), (dh, dw), groups, relu, accuracy)
 
     def input_fake(grad, weight, input_size, stride, padding, dilation, groups):
@@ -249,6 +249,31 @@ def conv2d(
         geometry = (*stride, *padding, *dilation, groups)
         y = ops.raw(x, weight, _packed.cache.get(weight, groups), bias, residual, geometry, relu, level)
     return y if x is input or input.dim() == 4 else y.squeeze(0)
+
+
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+
+
+def conv2d_padded(input, weight, bias, stride, padding, dilation, groups, mode):
+    """conv2d in torch.nn.Conv2d's other padding modes. Without gradients the kernel's copy of a block reads the border
+    where `mode` says; else the input is padded first, since its gradient must be folded back there.
+
+    padding: (height, width).
+    """
+    plain = (
+        input.is_floating_point() and input.dim() == 4 and not (has_torch_function((input, weight, bias)) or tracing())
+    )
+    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, weight, bias))
+    if not plain or needs_grad or not native(input) or not weight.is_cpu or torch.is_autocast_enabled("cpu"):
+        (ph, pw) = padding
+        padded = torch.nn.functional.pad(input, (pw, pw, ph, ph), mode=mode)
+        if input.dim() == 4:  # torch's circular padding forgets channels_last
+            padded = padded.contiguous(memory_format=memory_format(input))
+        return conv2d(padded, weight, bias, stride, 0, dilation, groups)
+    log("conv2d", input, weight)
+    geometry = (*stride, *padding, *dilation, groups, PADDING_MODES.index(mode))
+    level = ACCURACIES.index(config.accuracy)
+    return ops.raw(input, weight, _packed.cache.get(weight, groups), bias, None, geometry, False, level)
 
 
 def pad_by_name(x, weight, padding, stride, dilation):
