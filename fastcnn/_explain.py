@@ -67,7 +67,13 @@ def _describe(x: torch.Tensor) -> str:
 
 def _conv2d(where: str, x: torch.Tensor, weight: torch.Tensor, geometry: tuple[int, ...]) -> Choice:
     plan = _library._C.explain_conv2d(
-        tuple(x.shape), tuple(weight.shape), geometry, x.element_size(), x.dtype == torch.float64, _channels_last(x)
+        tuple(x.shape),
+        tuple(weight.shape),
+        geometry,
+        x.element_size(),
+        x.dtype == torch.float64,
+        x.dtype == torch.bfloat16,
+        _channels_last(x),
     )
     isa, groups = _library.cpu_capability(), geometry[6]
     considered = ["winograd: not built yet; the direct sum is exact in every accuracy mode"]
@@ -83,6 +89,8 @@ def _conv2d(where: str, x: torch.Tensor, weight: torch.Tensor, geometry: tuple[i
             tile = f"{narrow} pixels x {4 * plan['lanes']} output channels (the map is narrow)"
         if groups > 1:
             considered.append("lane_grouped: needs 1, 2, 4 or 8 channels per group, as many in as out")
+    if plan["algorithm"] == "direct_bf16":
+        why += "; bfloat16 products of two channels added by one instruction"
     if plan["one_row"]:
         why += "; 1x1: all pixels as one row"
     if plan["staged"]:

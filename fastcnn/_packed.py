@@ -64,7 +64,9 @@ class PackedWeights:
             return None
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         scale, shift = fold(*(None if t is None else t.detach().double() for t in norm), eps)
-        product = (weight.detach().double() * scale.view(-1, 1, 1, 1)).to(dtype)
+        # Where the kernel multiplies bfloat16 as it is, the product is rounded to it; else it stays wide.
+        pairs = weight.dtype == torch.bfloat16 and _library._C.bf16_dot()
+        product = (weight.detach().double() * scale.view(-1, 1, 1, 1)).to(torch.bfloat16 if pairs else dtype)
         packed = torch.ops.fastcnn._pack_weight.default(product, groups), shift.to(dtype)
         self._keep(self._folded, weight, key, packed)
         return packed

@@ -65,6 +65,23 @@ def test_ops_at(level, file):
     assert " passed" in run.stdout
 
 
+@pytest.mark.parametrize("file", ["test_conv2d.py", "test_conv2d_bn_relu.py", "test_conv_transpose2d.py"])
+def test_bfloat16_by_the_other_road(file):
+    """vdpbf16ps is the default on some CPUs only; where the instruction is there, both roads are right."""
+    run = subprocess.run(
+        [sys.executable, "-c", "import fastcnn; print(fastcnn._library._C.bf16_dot())"],
+        capture_output=True, text=True, cwd=TESTS.parent, env={**os.environ, "FASTCNN_BF16_DOT": "1"},
+    )  # fmt: skip
+    if run.stdout.strip() != "True":
+        pytest.skip("this CPU lacks AVX512_BF16")
+    other = "0" if _library._C.bf16_dot() else "1"
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "not compile", str(TESTS / file)],
+        capture_output=True, text=True, cwd=TESTS.parent, env={**os.environ, "FASTCNN_BF16_DOT": other},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]
+
+
 def test_every_op_is_here():
     """An op's test file cannot be forgotten."""
     ops = {path.stem for path in (TESTS.parent / "fastcnn" / "ops").glob("[!_]*.py")}

@@ -51,9 +51,10 @@ struct Out {
   bool relu;
 };
 
-// out[t][v*L..] = sum over k of x[t*step + k] * w[v][k][..], k over all runs; panels of w lie `panel` apart.
-template <class A, int MR, int NV>
-void accumulate(const A* x, int64_t step, const Runs& runs, const A* w, int64_t panel, const Out<A>& out) {
+// out[t][v*L..] = sum over k of x[t*step + k] * w[v][k][..], k over all runs; panels of w lie `panel` apart. E: what is
+// multiplied, an A or a pair.
+template <class A, class E, int MR, int NV>
+void accumulate(const E* x, int64_t step, const Runs& runs, const E* w, int64_t panel, const Out<A>& out) {
   constexpr int L = Vec<A>::lanes;
   V<A> acc[MR][NV];
 #pragma GCC unroll 16
@@ -62,25 +63,25 @@ void accumulate(const A* x, int64_t step, const Runs& runs, const A* w, int64_t 
     for (int v = 0; v < NV; ++v) acc[t][v] = V<A>{};
   const int64_t row_weights = runs.cols * runs.length * L;
   for (int64_t i = runs.first, c = 0; i < runs.last; c = c + 1 < runs.cols ? c + 1 : (i += runs.every, 0)) {
-    const A* u_at = w + i * row_weights + c * runs.length * L;
+    const E* u_at = w + i * row_weights + c * runs.length * L;
     // Every third pixel has a pointer; the two behind it are reached by an index register (step, scaled by 1 and 2):
     // one pointer per pixel would not fit into the 16 integer registers.
     constexpr int kPointers = (MR + 2) / 3;
-    const A* p[kPointers];
+    const E* p[kPointers];
 #pragma GCC unroll 5
     for (int q = 0; q < kPointers; ++q) p[q] = x + i * runs.row_step + c * runs.col_step + 3 * q * step;
     for (int64_t k = 0; k < runs.length; ++k) {
-      V<A> u[NV];
+      decltype(load_term(w)) u[NV];
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) {
-        u[v] = load(u_at + v * panel);
+        u[v] = load_term(u_at + v * panel);
         __builtin_prefetch(u_at + v * panel + 12 * L, 0, 3);
       }
 #pragma GCC unroll 16
       for (int t = 0; t < MR; ++t) {
-        const A b = p[t / 3][t % 3 * step];
+        const E b = p[t / 3][t % 3 * step];
 #pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) acc[t][v] += b * u[v];
+        for (int v = 0; v < NV; ++v) acc[t][v] = multiply_add(b, u[v], acc[t][v]);
       }
 #pragma GCC unroll 5
       for (int q = 0; q < kPointers; ++q) ++p[q];
@@ -100,28 +101,28 @@ void accumulate(const A* x, int64_t step, const Runs& runs, const A* w, int64_t 
   }
 }
 
-template <class A>
-using Accumulate = void (*)(const A*, int64_t, const Runs&, const A*, int64_t, const Out<A>&);
+template <class A, class E>
+using Accumulate = void (*)(const E*, int64_t, const Runs&, const E*, int64_t, const Out<A>&);
 
-template <class A, int NV, int MR>
-Accumulate<A> accumulate_of(int pixels) {
+template <class A, class E, int NV, int MR>
+Accumulate<A, E> accumulate_of(int pixels) {
   if constexpr (MR == 0)
     return nullptr;
   else
-    return pixels == MR ? &accumulate<A, MR, NV> : accumulate_of<A, NV, MR - 1>(pixels);
+    return pixels == MR ? &accumulate<A, E, MR, NV> : accumulate_of<A, E, NV, MR - 1>(pixels);
 }
 
-template <class A>
-Accumulate<A> accumulate_for(int pixels, int vectors) {
+template <class A, class E>
+Accumulate<A, E> accumulate_for(int pixels, int vectors) {
   switch (vectors) {
     case 1:
-      return accumulate_of<A, 1, kMR>(pixels);
+      return accumulate_of<A, E, 1, kMR>(pixels);
     case 2:
-      return accumulate_of<A, 2, kMR>(pixels);
+      return accumulate_of<A, E, 2, kMR>(pixels);
     case 3:
-      return accumulate_of<A, 3, kNarrowMR>(pixels);
+      return accumulate_of<A, E, 3, kNarrowMR>(pixels);
     default:
-      return accumulate_of<A, 4, kNarrowMR>(pixels);
+      return accumulate_of<A, E, 4, kNarrowMR>(pixels);
   }
 }
 
@@ -151,32 +152,27 @@ Block block_of(const Conv2dParams& p, const Conv2dPlan& plan, int64_t task) {
   return b;
 }
 
-// The inputs of a block: x[row][col][channel] at `at`, one row of output pixels `row` elements apart.
-template <class A>
+// The inputs of a block: x[row][col][channel or pair] at `at`, one row of output pixels `row` elements apart.
+template <class E>
 struct Source {
-  const A* at;
+  const E* at;
   int64_t row, col;
 };
 
-template <class T>
-void compute(const Conv2dParams& p, const Conv2dPlan& plan, const Block& b, const Source<Acc<T>>& source) {
+template <class T, class E>
+void compute(const Conv2dParams& p, const Conv2dPlan& plan, const Block& b, const Source<E>& source) {
   using A = Acc<T>;
   constexpr int L = kLanes<T>;
   const ConvGeometry& g = p.g;
-  const int64_t panel = g.kh * g.kw * g.group_in * L;
-  const A* packed = static_cast<const A*>(p.packed) + b.group * plan.panels * panel;
+  const int64_t channels = terms(g, plan.algorithm), panel = g.kh * g.kw * channels * L;
+  const E* packed = static_cast<const E*>(p.packed) + b.group * plan.panels * panel;
   const A* bias = p.bias ? static_cast<const A*>(p.bias) + b.group * plan.panels * L : nullptr;
 
   // Neighbouring taps of a row read neighbouring inputs: one run per row of taps, unless dilation or other groups'
   // channels lie between them.
-  const bool contiguous = g.kw == 1 || (g.dw == 1 && source.col == g.group_in);
-  Runs runs{0,
-            1,
-            g.kh,
-            contiguous ? 1 : g.kw,
-            g.dh * source.row,
-            g.dw * source.col,
-            contiguous ? g.kw * g.group_in : g.group_in};
+  const bool contiguous = g.kw == 1 || (g.dw == 1 && source.col == channels);
+  Runs runs{
+      0, 1, g.kh, contiguous ? 1 : g.kw, g.dh * source.row, g.dw * source.col, contiguous ? g.kw * channels : channels};
 
   const int64_t cols = b.ow1 - b.ow0;
   const bool narrow = cols <= kNarrowMR && b.panel1 - b.panel0 > 2;
@@ -190,9 +186,9 @@ void compute(const Conv2dParams& p, const Conv2dPlan& plan, const Block& b, cons
     const int64_t channel = b.group * g.group_out + oc;
     for (; i < last; ++i) {
       const int64_t w0 = i * cols / tiles, pixels = (i + 1) * cols / tiles - w0, ow = b.ow0 + w0;
-      const A* x = source.at + (oh - b.oh0) * g.sh * source.row + w0 * g.sw * source.col;
+      const E* x = source.at + (oh - b.oh0) * g.sh * source.row + w0 * g.sw * source.col;
       const auto sum = [&](const Out<A>& out) {
-        accumulate_for<A>(int(pixels), nv)(x, g.sw * source.col, runs, packed + v0 * panel, panel, out);
+        accumulate_for<A, E>(int(pixels), nv)(x, g.sw * source.col, runs, packed + v0 * panel, panel, out);
       };
       if (whole_vectors<T>(p) && width == nv * L) {
         const auto at = [&](auto* base, const Map& m) {
@@ -223,8 +219,9 @@ void compute(const Conv2dParams& p, const Conv2dPlan& plan, const Block& b, cons
   }
 }
 
-template <class T>
-void tasks(const Conv2dParams& p, const Conv2dPlan& plan, Acc<T>* scratch, int64_t begin, int64_t end) {
+// S: the elements of the copy of x.
+template <class T, class E, class S>
+void tasks(const Conv2dParams& p, const Conv2dPlan& plan, S* scratch, int64_t begin, int64_t end) {
   const ConvGeometry& g = p.g;
   int64_t staged = -1;
   for (int64_t task = begin; task < end; ++task) {
@@ -239,15 +236,17 @@ void tasks(const Conv2dParams& p, const Conv2dPlan& plan, Acc<T>* scratch, int64
                                g.zw,
                                b.group * g.group_in,
                                g.group_in,
-                               g.padding};
+                               g.padding,
+                               terms(g, plan.algorithm) * int64_t(sizeof(E) / sizeof(S))};
       if (task / plan.panel_tasks != staged) {  // tasks that differ in their panels share the copy
         staged = task / plan.panel_tasks;
         stage(static_cast<const T*>(p.x), p.xm, b.n, window, scratch);
       }
-      compute<T>(p, plan, b, {scratch, window.cols * window.c, window.c});
+      const int64_t channels = terms(g, plan.algorithm);
+      compute<T, E>(p, plan, b, {reinterpret_cast<const E*>(scratch), window.cols * channels, channels});
     } else if constexpr (sizeof(T) == sizeof(Acc<T>)) {
       const T* x = static_cast<const T*>(p.x) + b.n * p.xm.sn + b.group * g.group_in + h0 * p.xm.sh + w0 * p.xm.sw;
-      compute<T>(p, plan, b, {x, p.xm.sh, p.xm.sw});
+      compute<T, E>(p, plan, b, {x, p.xm.sh, p.xm.sw});
     }
     if (p.moments) {
       const int64_t c0 = b.group * g.group_out, last = b.panel1 * kLanes<T>;
@@ -260,8 +259,12 @@ void tasks(const Conv2dParams& p, const Conv2dPlan& plan, Acc<T>* scratch, int64
 }  // namespace
 
 void conv2d_direct(const Conv2dParams& p, const Conv2dPlan& plan, void* scratch, int64_t begin, int64_t end) {
-  switch_dtype(p.dtype,
-               [&](auto t) { tasks<decltype(t)>(p, plan, static_cast<Acc<decltype(t)>*>(scratch), begin, end); });
+  if (plan.algorithm == ConvAlgorithm::direct_bf16)
+    return tasks<BFloat16, Bf16Pair>(p, plan, static_cast<BFloat16*>(scratch), begin, end);
+  switch_dtype(p.dtype, [&](auto t) {
+    using A = Acc<decltype(t)>;
+    tasks<decltype(t), A>(p, plan, static_cast<A*>(scratch), begin, end);
+  });
 }
 
 }  // namespace fastcnn::FASTCNN_ISA

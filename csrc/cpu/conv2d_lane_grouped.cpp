@@ -95,7 +95,8 @@ void rows(const Conv2dParams& p, const Conv2dPlan& plan, Acc<T>* scratch, int64_
       h0 = oh0 * g.sh - g.ph, w0 = ow0 * g.sw - g.pw;
       height = (oh1 - oh0 - 1) * g.sh + (g.kh - 1) * g.dh + 1, width = (ow1 - ow0 - 1) * g.sw + (g.kw - 1) * g.dw + 1;
       row = width * channels, col = channels;
-      stage(static_cast<const T*>(p.x), p.xm, n, {h0, w0, height, width, g.zh, g.zw, 0, channels, g.padding}, scratch);
+      stage(static_cast<const T*>(p.x), p.xm, n, {h0, w0, height, width, g.zh, g.zw, 0, channels, g.padding, channels},
+            scratch);
       x = scratch;
     } else {
       x = reinterpret_cast<const A*>(static_cast<const T*>(p.x) + n * p.xm.sn);

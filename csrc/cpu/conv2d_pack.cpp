@@ -24,6 +24,20 @@ void panel(const WeightView& v, const ConvGeometry& g, const T* w, int64_t outpu
     }
 }
 
+// One panel of pairs: out[i][j][c/2][lane][2].
+template <class T>
+void panel_of_pairs(const WeightView& v, const ConvGeometry& g, const T* w, int64_t outputs, T* out) {
+  constexpr int L = kLanes<T>;
+  for (int64_t i = 0; i < g.kh; ++i)
+    for (int64_t j = 0; j < g.kw; ++j) {
+      const T* tap = w + (v.rotated ? g.kh - 1 - i : i) * v.si + (v.rotated ? g.kw - 1 - j : j) * v.sj;
+      for (int64_t c = 0; c < g.group_in; c += 2)
+        for (int64_t l = 0; l < L; ++l)
+          for (int64_t k = c; k < c + 2; ++k, ++out)
+            *out = l < outputs && k < g.group_in ? tap[l * v.so + k * v.sc] : T{};
+    }
+}
+
 // One vector of groups: lane l is output channel first + l, weights of its group's input channels as out[i][j][c][l].
 template <class T>
 void lanes(const WeightView& v, const ConvGeometry& g, const T* w, int64_t first, Acc<T>* out) {
@@ -47,14 +61,18 @@ void pack_conv2d_weight(const WeightView& v, const ConvGeometry& g, Dtype dtype,
     using T = decltype(t);
     constexpr int L = kLanes<T>;
     const T* w = static_cast<const T*>(v.w);
-    const int64_t size = g.kh * g.kw * g.group_in * L, panels = (g.group_out + L - 1) / L;
+    const int64_t size = g.kh * g.kw * terms(g, algorithm) * L, panels = (g.group_out + L - 1) / L;
     for (int64_t i = begin; i < end; ++i) {
       Acc<T>* out = static_cast<Acc<T>*>(packed) + i * size;
       if (algorithm == ConvAlgorithm::lane_grouped) {
         lanes(v, g, w, i * L, out);
       } else {
-        const int64_t o = i % panels * L;
-        panel(v, g, w + i / panels * v.sg + o * v.so, g.group_out - o < L ? g.group_out - o : L, out);
+        const int64_t o = i % panels * L, outputs = g.group_out - o < L ? g.group_out - o : L;
+        const T* from = w + i / panels * v.sg + o * v.so;
+        if (algorithm == ConvAlgorithm::direct_bf16)
+          panel_of_pairs(v, g, from, outputs, reinterpret_cast<T*>(out));
+        else
+          panel(v, g, from, outputs, out);
       }
     }
   });

@@ -117,7 +117,8 @@ void for_each_block(const Conv2dWeightGradParams& p, const Conv2dWeightGradPlan&
                               1,
                               c0,
                               channels,
-                              Padding::zeros};
+                              Padding::zeros,
+                              channels};
           b.x = scratch, b.x_image = w.rows * w.cols * channels, b.x_row = w.cols * channels, b.x_col = channels;
           for (int64_t n = 0; n < b.images; ++n)
             stage(static_cast<const T*>(p.x), p.xm, n0 + n, w, scratch + n * b.x_image);
@@ -131,7 +132,8 @@ void for_each_block(const Conv2dWeightGradParams& p, const Conv2dWeightGradPlan&
           b.grad_image = b.rows * b.cols * outputs, b.grad_row = b.cols * outputs, b.grad_col = outputs;
           for (int64_t n = 0; n < b.images; ++n)
             stage(static_cast<const T*>(p.grad), p.gm, n0 + n,
-                  {oh, ow, b.rows, b.cols, 1, 1, oc0, outputs, Padding::zeros}, scratch_grad + n * b.grad_image);
+                  {oh, ow, b.rows, b.cols, 1, 1, oc0, outputs, Padding::zeros, outputs},
+                  scratch_grad + n * b.grad_image);
         } else {
           b.grad = reinterpret_cast<const A*>(static_cast<const T*>(p.grad) + n0 * p.gm.sn + oh * p.gm.sh +
                                               ow * p.gm.sw + oc0);

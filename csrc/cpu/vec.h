@@ -116,6 +116,32 @@ inline void store(Half* p, V<float> v) {
 #endif
 }
 
+// Two neighbouring channels of a pixel, or of a weight. Kernels over float terms and over pairs are one template: a
+// vector of weights, and what it adds to the sums.
+struct Bf16Pair {
+  uint32_t bits;
+};
+inline V<float> multiply_add(float b, V<float> u, V<float> sum) { return sum + b * u; }
+inline V<double> multiply_add(double b, V<double> u, V<double> sum) { return sum + b * u; }
+inline V<float> load_term(const float* p) { return load(p); }
+inline V<double> load_term(const double* p) { return load(p); }
+inline VU load_term(const Bf16Pair* p) {
+  VU v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+inline V<float> multiply_add(Bf16Pair b, VU u, V<float> sum) {
+#if defined(__AVX512F__)
+  // Assembly, not the intrinsic: that one would have every caller compiled for CPUs that have it.
+  asm("vdpbf16ps %1, %2, %0" : "+v"(sum) : "v"(u), "v"(VU{} + b.bits));
+  return sum;
+#else
+  const auto low = [](auto v) { return v << 16; };
+  const auto high = [](auto v) { return v & 0xffff0000u; };
+  return sum + (V<float>)low(u) * (V<float>)low(VU{} + b.bits) + (V<float>)high(u) * (V<float>)high(VU{} + b.bits);
+#endif
+}
+
 // The first n lanes only: memory behind them is neither read nor written, and lanes from n on load as zero.
 template <class T>
 inline V<Acc<T>> load(const T* p, int n) {

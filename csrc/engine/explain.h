@@ -12,13 +12,13 @@ namespace fastcnn {
 // x: n, c, h, w; weight: o, c/groups, kh, kw; geometry: stride, padding, dilation (two each), groups.
 inline pybind11::dict explain_conv2d(std::array<int64_t, 4> x, std::array<int64_t, 4> weight,
                                      std::array<int64_t, 7> geometry, int element_size, bool is_double,
-                                     bool channels_last) {
+                                     bool is_bfloat16, bool channels_last) {
   const auto map = [&](int64_t n, int64_t c, int64_t h, int64_t w) {
     return channels_last ? Map{n, c, h, w, c * h * w, 1, w * c, c} : Map{n, c, h, w, c * h * w, h * w, w, 1};
   };
   const auto i32 = [](int64_t v) { return int32_t(v); };
   Conv2dParams p{};
-  p.dtype = is_double ? Dtype::f64 : element_size == 4 ? Dtype::f32 : Dtype::f16;
+  p.dtype = is_double ? Dtype::f64 : is_bfloat16 ? Dtype::bf16 : element_size == 4 ? Dtype::f32 : Dtype::f16;
   p.g = {geometry[6],
          weight[1],
          weight[0] / geometry[6],
@@ -42,7 +42,9 @@ inline pybind11::dict explain_conv2d(std::array<int64_t, 4> x, std::array<int64_
   flatten_pixels(p);
   const Conv2dPlan plan = plan_conv2d(p, cpu_isa(), num_threads());
   pybind11::dict d;
-  d["algorithm"] = plan.algorithm == ConvAlgorithm::lane_grouped ? "lane_grouped" : "direct";
+  d["algorithm"] = plan.algorithm == ConvAlgorithm::lane_grouped  ? "lane_grouped"
+                   : plan.algorithm == ConvAlgorithm::direct_bf16 ? "direct_bf16"
+                                                                  : "direct";
   d["staged"] = plan.staged;
   d["one_row"] = p.ym.h == 1 && p.ym.n == 1 && x[0] * x[2] > 1;
   d["lanes"] = plan.lanes, d["panels"] = plan.panels, d["panels_per_task"] = plan.panels_per_task;

@@ -47,6 +47,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("lanes", [](bool is_double) {
     return fastcnn::lanes_of(is_double ? fastcnn::Dtype::f64 : fastcnn::Dtype::f32, fastcnn::cpu_isa());
   });
+  m.def("bf16_dot", &fastcnn::bf16_dot);
   m.def("fingerprint", &fingerprint);
   m.def("arena_clear", &fastcnn::arena_clear);
   m.def("arena_poison", &fastcnn::arena_poison);

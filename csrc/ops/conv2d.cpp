@@ -63,7 +63,7 @@ Tensor pack(const WeightView& view, const ConvGeometry& g, Dtype dtype, const Te
   const int64_t size = packed_conv2d_size(g, algorithm, lanes);
   Tensor packed =
       empty({size}, like, MemoryFormat::Contiguous, dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float);
-  const int64_t panel = int64_t{g.kh} * g.kw * g.group_in * lanes;
+  const int64_t panel = int64_t{g.kh} * g.kw * terms(g, algorithm) * lanes;
   void* out = packed.mutable_data_ptr();
   if (size)
     parallel_for(size / panel, 1 + 16384 / panel,

@@ -11,6 +11,7 @@ namespace fastcnn {
 
 enum class ConvAlgorithm : int32_t {
   direct,        // implicit GEMM: pixels x output channels in registers, broadcast inputs
+  direct_bf16,   // the same on pairs of neighbouring channels, whose bfloat16 products one instruction adds
   lane_grouped,  // 1, 2, 4 or 8 channels per group: groups side by side in the lanes of a vector
 };
 
@@ -53,13 +54,15 @@ struct Conv2dPlan {
   int64_t panel_tasks;    // tasks along the panels
   int64_t panels_per_task;
   int64_t tasks;
-  int64_t scratch;  // elements of a task's copy of x
+  int64_t scratch;  // elements of the accumulator's size in a task's copy of x
 };
 
 // A 1x1 convolution of channels_last tensors is a matrix product: all pixels of all images become one row.
 void flatten_pixels(Conv2dParams& p);
 
 Conv2dPlan plan_conv2d(const Conv2dParams& p, Isa isa, int64_t threads);
+// What a tap multiplies per output: its input channels, or pairs of them.
+int64_t terms(const ConvGeometry& g, ConvAlgorithm algorithm);
 ConvAlgorithm choose_conv2d(const ConvGeometry& g, Dtype dtype, Isa isa);
 int32_t lanes_of(Dtype dtype, Isa isa);
 
@@ -72,7 +75,9 @@ struct WeightView {
 };
 
 // direct:       [group][panel][kh][kw][c][lane], lane = output channel, zero where there is none
+// direct_bf16:  [group][panel][kh][kw][c/2][lane][2], bfloat16, zero beside the last of an odd number of channels
 // lane_grouped: [vector][kh][kw][c][lane], lane = output channel, c = input channel within its group
+// In elements of the accumulator type, whatever is stored in them.
 int64_t packed_conv2d_size(const ConvGeometry& g, ConvAlgorithm algorithm, int32_t lanes);
 
 FASTCNN_DECLARE_KERNEL(

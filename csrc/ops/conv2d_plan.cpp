@@ -66,6 +66,10 @@ BlockShape block_shape(const ConvGeometry& g, const Map& ym, int64_t channels) {
 
 }  // namespace
 
+int64_t terms(const ConvGeometry& g, ConvAlgorithm algorithm) {
+  return algorithm == ConvAlgorithm::direct_bf16 ? (g.group_in + 1) / 2 : g.group_in;
+}
+
 int32_t lanes_of(Dtype dtype, Isa isa) {
   const int32_t bytes = isa == Isa::avx512 ? 64 : isa == Isa::avx2 ? 32 : 16;
   return bytes / (dtype == Dtype::f64 ? 8 : 4);
@@ -75,13 +79,14 @@ ConvAlgorithm choose_conv2d(const ConvGeometry& g, Dtype dtype, Isa isa) {
   // From 16 channels on, a vector of one group's outputs is full; below, its lanes would mostly idle.
   const bool side_by_side = g.groups > 1 && g.group_in == g.group_out && (g.group_in & (g.group_in - 1)) == 0 &&
                             g.group_in <= 8 && g.group_in <= lanes_of(dtype, isa);
-  return side_by_side ? ConvAlgorithm::lane_grouped : ConvAlgorithm::direct;
+  if (side_by_side) return ConvAlgorithm::lane_grouped;
+  return dtype == Dtype::bf16 && bf16_dot() ? ConvAlgorithm::direct_bf16 : ConvAlgorithm::direct;
 }
 
 int64_t packed_conv2d_size(const ConvGeometry& g, ConvAlgorithm algorithm, int32_t lanes) {
   const int64_t vectors = algorithm == ConvAlgorithm::lane_grouped ? ceil_div(g.groups * g.group_out, lanes)
                                                                    : g.groups * ceil_div(g.group_out, lanes);
-  return vectors * g.kh * g.kw * g.group_in * lanes;
+  return vectors * g.kh * g.kw * terms(g, algorithm) * lanes;
 }
 
 void flatten_pixels(Conv2dParams& p) {
@@ -103,7 +108,7 @@ Conv2dPlan plan_conv2d(const Conv2dParams& p, Isa isa, int64_t threads) {
   // The grouped kernel leaves out the taps behind a border of zeros: a copy would cost it as much as its arithmetic.
   plan.staged = needs_conversion(p.dtype) || g.zh > 1 || g.zw > 1 || p.xm.sc != 1 ||
                 (padded && (!grouped || g.padding != Padding::zeros));
-  const int64_t channels = grouped ? g.groups * g.group_in : g.group_in;
+  const int64_t channels = grouped ? g.groups * g.group_in : terms(g, plan.algorithm);
   const int64_t images = p.ym.n * (grouped ? 1 : g.groups);
   plan.panels = ceil_div(grouped ? g.groups * g.group_out : g.group_out, plan.lanes);
   BlockShape block = block_shape(g, p.ym, channels);

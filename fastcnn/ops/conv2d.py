@@ -63,6 +63,8 @@ def define(namespace: str) -> SimpleNamespace:
         side_by_side = groups > 1 and outputs == inputs * groups and inputs in (1, 2, 4, 8) and inputs <= lanes
         vectors = -(-outputs // lanes) if side_by_side else groups * -(-(outputs // groups) // lanes)
         dtype = torch.float64 if double else torch.float32
+        if weight.dtype == torch.bfloat16 and not side_by_side and _library._C.bf16_dot():
+            inputs = -(-inputs // 2)  # pairs
         return torch.empty(vectors * kh * kw * inputs * lanes, dtype=dtype, device=weight.device)
 
     register_fake(f"{namespace}::_pack_weight", pack_fake)
