@@ -62,7 +62,7 @@ Tensor max_unpool2d_gather(const Tensor& input, const Tensor& indices) {
   const MemoryFormat format = format_of(indices);
   Tensor y = empty({indices.size(0), indices.size(1), indices.size(2), indices.size(3)}, input, format);
   MaxUnpool2dParams p = geometry(y, indices, h, w);
-  FASTCNN_CHECK(input.size(0) == p.n && input.size(1) == p.c && (p.places > 0 || p.pixels == 0), kOp,
+  FASTCNN_CHECK(input.size(0) == p.n && input.size(1) == p.c && (p.places > 0 || !y.numel()), kOp,
                 ": expected grad of ", p.n, " images of ", p.c, " channels, as indices has, but got grad of size ",
                 str(input));
   if (!y.numel()) return y;

@@ -117,7 +117,8 @@ def normalized(z, bn_weight, bn_bias, eps):
 def reference(x, weight, bias, residual, bn_weight, bn_bias, geometry, eps, relu):
     """y = act((z - mean) / sqrt(var + eps) * bn_weight + bn_bias + residual), z the convolution's output; float64."""
     z = convolution.reference(x, weight, bias, None, *geometry, False)
-    mean, var = z.mean((0, 2, 3)), z.var((0, 2, 3), unbiased=False)
+    mean = z.mean((0, 2, 3))
+    var = ((z - mean.view(-1, 1, 1)) ** 2).mean((0, 2, 3))
     u = (z - mean.view(-1, 1, 1)) / (var.view(-1, 1, 1) + eps).sqrt()
     u = u if bn_weight is None else u * bn_weight.double().view(-1, 1, 1)
     u = u if bn_bias is None else u + bn_bias.double().view(-1, 1, 1)

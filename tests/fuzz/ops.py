@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from hypothesis import strategies as st
 
 import fastcnn.functional as F
@@ -9,10 +10,12 @@ from fastcnn.ops import (
     adaptive_avg_pool2d,
     avg_pool2d,
     conv2d,
+    conv2d_bn_relu,
     conv_transpose2d,
     local_conv2d,
     local_response_norm,
     max_pool2d,
+    max_unpool2d,
     sparse_conv2d,
     subsample2d,
 )
@@ -20,6 +23,8 @@ from fastcnn.ops import (
 from .harness import Call, Draw
 
 OPS = {}
+# Their outputs are drawn, and have no formula; tests/test_drop.py has their distributions.
+RANDOM = {"drop_path", "dropout", "stochastic_depth"}
 BATCHES = st.sampled_from((1, 2, 3, 0, 17))
 CHANNELS = st.sampled_from((1, 2, 3, 4, 5, 7, 8, 16, 17, 33))
 SIZES = st.sampled_from((1, 2, 3, 4, 5, 7, 8, 13, 17))
@@ -83,6 +88,110 @@ def conv2d_(draw: Draw) -> Call:
         ((n, inputs * groups, *size), (o, inputs, *k), *more),
         (inputs * area(*k), per_group * area(*k), n * area(*out), *[n * area(*out)] * len(more)),
         gradients=not relu,  # on either side of zero they differ by all of it
+    )
+
+
+def channelwise(v):
+    return v.view(-1, 1, 1)
+
+
+def folded(x, w, bias, residual, gamma, beta, mean, var, geometry, sign=1):
+    """conv2d_bn_relu's formula, inference; on absolute values with sign -1, the sum of its terms' magnitudes."""
+    z = conv2d.reference(x, w, bias, None, *geometry, False) - sign * channelwise(mean)
+    u = z / channelwise(var + 1e-5).sqrt()
+    u = u if gamma is None else u * channelwise(gamma)
+    u = u if beta is None else u + channelwise(beta)
+    return u if residual is None else u + residual
+
+
+def normalized_magnitude(x, w, bias, residual, gamma, beta, geometry):
+    """Of what rounding may change y by, in units of one rounding of z's terms; to first order, as are the gradients.
+
+    With Z the sum of magnitudes in z, u = (z - mean) / s is off by D = (Z + mean(Z) + |u| mean(|u| Z)) / s, and 1 / s
+    by a relative mean(|u| Z) / s. That the gradient dz = gamma / s * (g - mean(g) - u * mean(g * u)) is off by is what
+    autograd makes of `moved`, a symmetric form.
+    """
+    absolute = [None if t is None else t.abs() for t in (x, w, bias)]
+    total = conv2d.reference(*absolute, None, *geometry, False)
+    _, z, mean, var = (
+        t.detach() for t in conv2d_bn_relu.reference(x, w, bias, None, None, None, geometry, 1e-5, False)
+    )
+    average = lambda t: t.mean((0, 2, 3), keepdim=True)
+    s = channelwise(var + 1e-5).sqrt()
+    u = ((z - channelwise(mean)) / s).abs()
+    scale = 1.0 if gamma is None else channelwise(gamma.detach().abs())
+    known = total.detach()
+    d = (known + average(known) + u * average(u * known)) / s
+    moved = (total + average(total) + u * average(u * total)) * (1 + average(u * known) / s)
+    moved = scale / s * (moved + u * average(d * total) + d * average(u * total))
+    y = scale * (u + d) + moved - moved.detach()
+    y = y if gamma is None else y + channelwise(gamma - gamma.detach()) * (u + d)
+    y = y if beta is None else y + channelwise(beta.abs())
+    y = y if residual is None else y + residual.abs()
+    # Past that, what is second order in bfloat16's roundings counts: channels of (nearly) equal values.
+    return y * 1e30 if (d > 64).any() else y
+
+
+@op
+def conv2d_bn_relu_(draw: Draw) -> Call:
+    size, k, s, p, d = windows(draw)
+    groups, inputs, per_group = draw(st.sampled_from((1, 1, 2, 8))), draw(CHANNELS), draw(CHANNELS)
+    out, o, training, relu = outputs(size, k, s, p, d), per_group * groups, draw(FLAG), draw(FLAG)
+    n = draw(BATCHES)
+    n = max(n, -(-16 // area(*out))) if n and training else n  # values enough for a variance
+    geometry = (s, p, d, groups)
+    more, fill = optional(draw, (o,), (n, o, *out), (o,), (o,))
+    sizes = ((n, inputs * groups, *size), (o, inputs, *k), *more)
+    activation = "relu" if relu else None
+    terms = [inputs * area(*k) + 8, per_group * area(*k) + 8, *[n * area(*out) + 8] * (1 + len(more))]
+    what = f"stride={s}, padding={p}, dilation={d}, groups={groups}, relu={relu}, training={training}"
+
+    if training:
+
+        def function(x, w, *rest):
+            bias, residual, gamma, beta = fill(rest)
+            return F.conv2d_bn_relu(
+                x, w, bias, None, None, gamma, beta, *geometry, training=True, activation=activation, residual=residual
+            )
+
+        return Call(
+            what,
+            function,
+            lambda x, w, *rest: conv2d_bn_relu.reference(x, w, *fill(rest), geometry, 1e-5, relu)[0],
+            sizes,
+            tuple(t + n * area(*out) for t in terms),  # each needs the channel's mean and variance
+            lambda x, w, *rest: normalized_magnitude(x, w, *fill(rest), geometry),
+            gradients=not relu,
+        )
+
+    def statistics(mean, v):
+        """As wide as the kernels', a variance of 0.5 at least."""
+        wide = torch.float64 if v.dtype == torch.float64 else torch.float32
+        return mean.to(wide), v.to(wide).square() + 0.5
+
+    def function(x, w, mean, v, *rest):
+        bias, residual, gamma, beta = fill(rest)
+        return F.conv2d_bn_relu(
+            x, w, bias, *statistics(mean, v), gamma, beta, *geometry, activation=activation, residual=residual
+        )
+
+    def reference(x, w, mean, v, *rest):
+        y = folded(x, w, *fill(rest), *statistics(mean, v), geometry)
+        return y.relu() if relu else y
+
+    def magnitude(x, w, mean, v, *rest):
+        rest = [None if t is None else t.abs() for t in fill(rest)]
+        return folded(x.abs(), w.abs(), *rest, *statistics(mean.abs(), v), geometry, sign=-1)
+
+    return Call(
+        what,
+        function,
+        reference,
+        (*sizes[:2], (o,), (o,), *sizes[2:]),
+        (*terms[:3], terms[2] + terms[0], terms[2] + terms[0], *[t + terms[0] for t in terms[3:]]),
+        magnitude,
+        gradients=not relu,
+        same_bits=False,  # without gradients the folded weight is as wide as the accumulator
     )
 
 
@@ -174,6 +283,33 @@ def max_pool2d_(draw: Draw) -> Call:
 
 
 @op
+def max_unpool2d_(draw: Draw) -> Call:
+    k, s, size, overlap = pair(draw, 1, 5), pair(draw, 1, 4), pair(draw, 1, 7), draw(st.sampled_from(("assign", "sum")))
+    p = tuple(draw(st.integers(0, (n - 1) // 2)) for n in k)
+    default = [(n - 1) * f + e - 2 * q for n, e, f, q in zip(size, k, s, p)]
+    out = tuple(draw(st.integers(max(1, n - f + 1), n + f - 1)) for n, f in zip(default, s))
+    shape = (draw(st.sampled_from((1, 2, 0))), draw(st.sampled_from((1, 3, 8, 17))), *size)
+    random = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    places = torch.randint(0, draw(st.sampled_from((1, 4, 1 << 30))), shape, generator=random) % area(*out)
+    if draw(FLAG):
+        places = places.to(memory_format=torch.channels_last)
+
+    def reference(x):
+        """By torch's rule every input's gradient is that of its place, as if all were added there."""
+        y = max_unpool2d.reference(x.detach(), places, out, overlap == "sum")
+        added = x.new_zeros(*shape[:2], area(*out)).scatter_add(2, places.flatten(2), x.flatten(2)).view(y.shape)
+        return y + (added - added.detach())
+
+    return Call(
+        f"kernel_size={k}, stride={s}, padding={p}, output_size={out}, overlap={overlap}",
+        lambda x: F.max_unpool2d(x, places, k, s, p, out, overlap=overlap),
+        reference,
+        (shape,),
+        (area(*size), 0),
+    )
+
+
+@op
 def avg_pool2d_(draw: Draw) -> Call:
     size, k, s, p, _, ceil_mode = pool_windows(draw, 1)
     arguments = (ceil_mode, draw(FLAG), draw(st.sampled_from((None, 1, 7, -3))))
@@ -198,15 +334,21 @@ def adaptive_avg_pool2d_(draw: Draw) -> Call:
     )
 
 
-@op
-def local_response_norm_(draw: Draw) -> Call:
+def normalization(draw: Draw):
+    """Arguments of local_response_norm, by position and by name, and of its formula."""
     n, alpha, beta = draw(st.integers(1, 9)), draw(st.floats(0, 1)), draw(st.sampled_from((0.75, 0.5, 1.0, 0.3)))
     mode, groups, relu = draw(st.sampled_from(("mean", "sum"))), draw(st.sampled_from((1, 1, 2, 3))), draw(FLAG)
     n = n - 1 + n % 2 if mode == "sum" else n
-    k, activation = draw(st.sampled_from((1.0, 2.0))), "relu" if relu else None
-    reference = lambda x: local_response_norm.reference(
-        x, n, alpha / n if mode == "mean" else alpha, beta, k, groups, relu
-    )
+    k = draw(st.sampled_from((1.0, 2.0)))
+    named = {"alpha_mode": mode, "groups": groups, "activation": "relu" if relu else None}
+    return (n, alpha, beta, k), named, (n, alpha / n if mode == "mean" else alpha, beta, k, groups, relu)
+
+
+@op
+def local_response_norm_(draw: Draw) -> Call:
+    positional, named, formula = normalization(draw)
+    n, *_, groups, relu = formula
+    reference = lambda x: local_response_norm.reference(x, *formula)
 
     def magnitude(x):
         """x * s^-beta, with the opposite sign before the derivative of s."""
@@ -215,10 +357,37 @@ def local_response_norm_(draw: Draw) -> Call:
         return 2 * x * (y / x.clamp(min=1e-300)).detach() - y
 
     return Call(
-        f"size={n}, alpha={alpha}, beta={beta}, k={k}, alpha_mode={mode}, groups={groups}, activation={activation}",
-        lambda x: F.local_response_norm(x, n, alpha, beta, k, alpha_mode=mode, groups=groups, activation=activation),
+        f"size, alpha, beta, k={positional}, {named}",
+        lambda x: F.local_response_norm(x, *positional, **named),
         reference,
         ((draw(BATCHES), draw(CHANNELS) * groups, draw(SIZES), draw(SIZES)),),
         (2 * n + 6, 3 * n + 16),  # the roundings of s, of its power and of the products
         magnitude,
+    )
+
+
+@op
+def lrn_max_pool2d_(draw: Draw) -> Call:
+    positional, named, formula = normalization(draw)
+    size, *window = pool_windows(draw, 3)
+
+    def function(x):
+        """In float64 the windows' maxima have other positions where two round to one value: gradients by the pair's."""
+        y = F.lrn_max_pool2d(x, *positional, *window, **named)
+        pair = F.max_pool2d(F.local_response_norm(x, *positional, **named), *window)
+        assert y.equal(pair), "output differs from the pair of functions'"
+        if torch.is_grad_enabled():
+            mine, theirs = (torch.autograd.grad(t, x, y.detach(), retain_graph=True)[0] for t in (y, pair))
+            assert mine.equal(theirs), "gradient differs from the pair of functions'"
+        return y
+
+    pooled = lambda y: max_pool2d.reference(y, *window)[0]
+    return Call(
+        f"size, alpha, beta, k={positional}, {named}, kernel_size, stride, padding, dilation, ceil_mode={window}",
+        function,
+        lambda x: pooled(local_response_norm.reference(x, *formula)),
+        ((draw(BATCHES), draw(CHANNELS) * named["groups"], *size),),
+        (2 * formula[0] + 6, 0),
+        lambda x: pooled(local_response_norm.reference(x, *formula).abs()),
+        gradients=False,
     )
