@@ -106,9 +106,9 @@ def test_shapes_and_sizes(overlap):
     empty = F.max_unpool2d(x[:0], indices[:0], 2, overlap=overlap)
     assert empty.shape == (0, 8, 8, 10)
     nothing = x[:0, :, :1, :1].requires_grad_()  # onto planes without places, which only an empty batch fits
-    y = F.max_unpool2d(nothing, indices[:0, :, :1, :1], (2, 1), 1, (1, 0), overlap=overlap)
-    assert y.shape == (0, 8, 0, 1)
-    assert torch.autograd.grad(y.sum(), nothing)[0].shape == (0, 8, 1, 1)
+    none = F.max_unpool2d(nothing, indices[:0, :, :1, :1], (2, 1), 1, (1, 0), overlap=overlap)
+    assert none.shape == (0, 8, 0, 1)
+    assert torch.autograd.grad(none.sum(), nothing)[0].shape == (0, 8, 1, 1)
     for view in (lambda t: t[:, ::2], lambda t: t[:1].expand(3, -1, -1, -1), lambda t: t.flip(3)):
         a, b = view(x), view(indices)
         assert torch.equal(
