@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastcnn import _library
+
 
 def pytest_addoption(parser):
     parser.addoption("--run-slow", action="store_true", help="run the tests marked slow, too")
@@ -36,9 +38,14 @@ def poisoned_memory():
 
     That is NaN in float32, a huge number in float64, and every other element NaN in 16 bits. It is a switch of the
     allocator, so it holds for outputs made behind the stable ABI, too; torch.use_deterministic_algorithms does not.
+    Outputs of 1 MiB and more come from fastcnn's arena, which fills them with NaN of every dtype.
     """
     c10 = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
     junk_fill = ctypes.c_bool.in_dll(c10, "FLAGS_caffe2_cpu_allocator_do_junk_fill")
     junk_fill.value = True
+    if _library.load_error is None:
+        _library._C.arena_poison(True)
     yield
     junk_fill.value = False
+    if _library.load_error is None:
+        _library._C.arena_poison(False)

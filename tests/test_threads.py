@@ -50,7 +50,21 @@ CONVOLUTIONS = {
 
 POOLED, NORMED = (3, 35, 41, 43), (2, 96, 27, 29)
 TABLE = ((0, 1, 2), (1, 2, 3), (0, 3), (0, 1, 2, 3))
-PLACES = (torch.arange(3 * 35 * 41 * 43) * 7919 % 997).view(POOLED)  # for max_unpool2d: each several times
+# For max_unpool2d: each place several times, the same in every image.
+PLACES = (torch.arange(35 * 41 * 43) * 7919 % 997).view(1, *POOLED[1:]).repeat(3, 1, 1, 1)
+NORM = torch.linspace(0.5, 2, 48)  # an inference's variances
+
+
+def drawn(f):
+    """f with the generator as it was before."""
+
+    def repeated(x):
+        torch.manual_seed(0)
+        return f(x)
+
+    return repeated
+
+
 # Every other op, as a function of its differentiable tensors, and their sizes.
 OTHERS = {
     "max_pool2d": (lambda x: F.max_pool2d(x, 3, 2), (POOLED,)),
@@ -75,7 +89,22 @@ OTHERS = {
         ((35, 19, 8, 8), (8, 8, 21, 19, 3, 3), (21, 8, 8)),
     ),
     "subsample2d": (lambda x, w, b: F.subsample2d(x, w, b), ((37, 6, 28, 28), (6,), (6,))),
+    "conv2d_bn_relu-training": (
+        lambda x, w, g, b, r: F.conv2d_bn_relu(x, w, None, None, None, g, b, 2, 1, training=True, residual=r),
+        ((3, 40, 27, 29), (48, 40, 3, 3), (48,), (48,), (3, 48, 14, 15)),
+    ),
+    "conv2d_bn_relu-inference": (
+        lambda x, w, g, b: F.conv2d_bn_relu(x, w, None, NORM.to(x.dtype), NORM.to(x.dtype), g, b),
+        ((3, 40, 27, 29), (48, 40, 3, 3), (48,), (48,)),
+    ),
+    "dropout": (drawn(lambda x: F.dropout(x, 0.3)), (POOLED,)),
+    "stochastic_depth": (drawn(lambda x: F.stochastic_depth(x, 0.3, "row")), (POOLED,)),
+    "drop_path": (drawn(lambda x: F.drop_path([x, 2 * x, 3 * x], 0.3, mode="row")), (POOLED,)),
 }
+# What one image gets depends on its place in the batch, or on the other images.
+ON_THE_BATCH = {"conv2d_bn_relu-training", "dropout", "stochastic_depth", "drop_path"}
+# Made of PyTorch's own operations, which in a forked child wait for ever for the threads of its pool.
+PYTORCHS = {"dropout", "stochastic_depth", "drop_path"}
 
 
 def convolution(name):
@@ -86,18 +115,23 @@ def convolution(name):
 OPS = {**{f"conv2d-{name}": convolution(name) for name in CONVOLUTIONS}, **OTHERS}
 
 
+def test_every_function_is_here():
+    assert {name.partition("-")[0] for name in OPS} == set(F.__all__)
+
+
 def inputs(name, dtype=torch.float32, layout=torch.contiguous_format):
     return [tensor(*size, dtype=dtype, layout=layout) for size in OPS[name][1]]
 
 
-def outputs(name, tensors):
-    """The op in inference (on packed weights where it has them), in training, and its gradients."""
+def outputs(name, tensors, roll=0):
+    """The op in inference (on packed weights where it has them), in training, and its gradients; the output's are
+    those for images `roll` places further on."""
     f = OPS[name][0]
     leaves = [torch.nn.Parameter(t.detach()) for t in tensors]
     with torch.no_grad():
         inference = f(*leaves)
     y = f(*leaves)
-    g = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).to(y.dtype).view(y.shape)
+    g = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).to(y.dtype).view(y.shape).roll(roll, 0)
     return [inference, y.detach(), *torch.autograd.grad(y, leaves, g)]
 
 
@@ -124,6 +158,17 @@ def test_bits_do_not_depend_on_the_batch():
         x, *rest = inputs(name)
         f = OPS[name][0]
         assert torch.cat([f(image, *rest) for image in x.split(1)]).equal(f(x, *rest))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("name", [name for name in OPS if name not in ON_THE_BATCH])
+def test_bits_do_not_depend_on_the_place_in_the_batch(name, layout):
+    """Outputs and the input's gradient of every image, at each place of a batch. A weight's adds the images up."""
+    x, *rest = inputs(name, layout=layout)
+    want = outputs(name, [x, *rest])[:3]
+    for roll in range(1, min(3, len(x))):
+        rolled = outputs(name, [x.roll(roll, 0).contiguous(memory_format=layout), *rest], roll)
+        assert all(t.roll(roll, 0).equal(u) for t, u in zip(want, rolled))
 
 
 def all_outputs(tensors):
@@ -183,7 +228,8 @@ def in_fork(work) -> int | None:
 
 def test_fork_after_use_of_the_pool():
     torch.set_num_threads(4)
-    calls = [functools.partial(OPS[name][0], *inputs(name)) for name in OPS] + backward_calls()
+    calls = [functools.partial(OPS[name][0], *inputs(name)) for name in OPS if name not in PYTORCHS]
+    calls += backward_calls()
     with torch.no_grad():
         want = [call().numpy().tobytes() for call in calls]
 
@@ -198,6 +244,29 @@ def test_fork_after_use_of_the_pool():
     assert in_fork(child) == 0
     assert in_fork(grandchild) == 0
     child()  # the parent's pool still works
+
+
+def test_fork_during_calls():
+    """Another thread is inside a kernel, the arena or the pool when the process forks."""
+    torch.set_num_threads(2)
+    x, w = tensor(8, 64, 56, 56), tensor(64, 64, 3, 3)  # outputs of 6 MiB: from the arena
+    want, stop = F.conv2d(x, w), threading.Event()
+
+    def work():
+        while not stop.is_set():
+            assert F.conv2d(x, w).equal(want)
+
+    def child():
+        assert (F.conv2d(x, w).numpy() == want.numpy()).all()
+
+    with ThreadPoolExecutor(1) as pool:
+        busy = pool.submit(work)
+        try:
+            for _ in range(10):
+                assert in_fork(child) == 0
+        finally:
+            stop.set()
+        busy.result()
 
 
 def test_a_failing_child_is_seen():
@@ -246,6 +315,42 @@ def test_python_threads_at_once():
     with ThreadPoolExecutor(2) as pool:
         results = list(pool.map(caller, (list(OPS), list(reversed(OPS)))))
     assert all(map(all, results))
+
+
+# The main thread ends while calls are running; Python then waits for the thread. Tensors are left over.
+EXIT = """
+import threading, time
+import torch
+import fastcnn.functional as F
+
+torch.set_num_threads(2)
+x, w = torch.randn(8, 64, 56, 56), torch.nn.Parameter(torch.randn(64, 64, 3, 3))
+left = []
+
+def work():
+    end = time.monotonic() + 0.5
+    while time.monotonic() < end:
+        y = F.conv2d_bn_relu(F.conv2d(x, w), w, None, None, None, None, None, training=True)
+        y.sum().backward()
+    left.append(y)
+
+threading.Thread(target=work).start()
+used_before = threading.Thread(target=lambda: left.append(F.conv2d(x, w)), daemon=True)
+used_before.start()
+used_before.join()
+threading.Thread(target=time.sleep, args=(100,), daemon=True).start()
+time.sleep({seconds})
+"""
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.1, 0.2, 0.3, 0.4])
+def test_interpreter_ends_during_a_call(seconds):
+    root = str(Path(fastcnn.__file__).parents[1])
+    run = subprocess.run(
+        [sys.executable, "-c", EXIT.replace("{seconds}", str(seconds))],
+        capture_output=True, text=True, timeout=FORK_SECONDS, env={**os.environ, "PYTHONPATH": root},
+    )  # fmt: skip
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
 
 
 # Padding spreads the small input over 2^28 elements and more, of which each thread copies a part; the limit leaves
