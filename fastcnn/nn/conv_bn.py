@@ -53,30 +53,40 @@ class ConvBNReLU2d(torch.nn.Module):
 
     def forward(self, input, residual=None):
         """input: (N, C, H, W) or (C, H, W); residual: as the output, added before the activation."""
-        conv, bn = self.conv, self.bn
-        if _hooked(conv) or _hooked(bn):
-            y = bn(conv(input))
-            y = y if residual is None else y + residual
-            return y.relu() if self.activation else y
-        momentum = 0.0 if bn.momentum is None else bn.momentum
-        if bn.training and bn.track_running_stats and bn.num_batches_tracked is not None:
-            bn.num_batches_tracked.add_(1)
-            if bn.momentum is None:  # a cumulative average
-                momentum = 1.0 / float(bn.num_batches_tracked)
-        training = bn.training or (bn.running_mean is None and bn.running_var is None)
-        keep = not bn.training or bn.track_running_stats
-        padding = conv.padding
-        if conv.padding_mode != "zeros":
-            padding = 0
-            input = torch.nn.functional.pad(input, conv._reversed_padding_repeated_twice, mode=conv.padding_mode)
-        return F.conv2d_bn_relu(
-            input, conv.weight, conv.bias, bn.running_mean if keep else None, bn.running_var if keep else None,
-            bn.weight, bn.bias, conv.stride, padding, conv.dilation, conv.groups,
-            training=training, momentum=momentum, eps=bn.eps, activation=self.activation, residual=residual,
-        )  # fmt: skip
+        return conv_bn_relu(self.conv, self.bn, input, residual, self.activation)
 
     def extra_repr(self):
         return f"activation={self.activation!r}"
+
+
+def conv_bn_relu(conv, bn, input, residual=None, activation="relu"):
+    """act(bn(conv(input)) + residual) as one op, for networks that keep `conv` and `bn` as modules of their own.
+
+    activation: 'relu', None, or a torch.nn.ReLU. Where one of the modules has forward hooks, they are called in turn.
+    """
+    if any(_hooked(module) for module in (conv, bn, activation) if isinstance(module, torch.nn.Module)):
+        y = bn(conv(input))
+        y = y if residual is None else y + residual
+        if activation is None:
+            return y
+        return activation(y) if isinstance(activation, torch.nn.Module) else y.relu()
+    momentum = 0.0 if bn.momentum is None else bn.momentum
+    if bn.training and bn.track_running_stats and bn.num_batches_tracked is not None:
+        bn.num_batches_tracked.add_(1)
+        if bn.momentum is None:  # a cumulative average
+            momentum = 1.0 / float(bn.num_batches_tracked)
+    training = bn.training or (bn.running_mean is None and bn.running_var is None)
+    keep = not bn.training or bn.track_running_stats
+    padding = conv.padding
+    if conv.padding_mode != "zeros":
+        padding = 0
+        input = torch.nn.functional.pad(input, conv._reversed_padding_repeated_twice, mode=conv.padding_mode)
+    return F.conv2d_bn_relu(
+        input, conv.weight, conv.bias, bn.running_mean if keep else None, bn.running_var if keep else None,
+        bn.weight, bn.bias, conv.stride, padding, conv.dilation, conv.groups,
+        training=training, momentum=momentum, eps=bn.eps, activation=None if activation is None else "relu",
+        residual=residual,
+    )  # fmt: skip
 
 
 def _checked(activation):
