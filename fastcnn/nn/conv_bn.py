@@ -62,9 +62,10 @@ class ConvBNReLU2d(torch.nn.Module):
 def conv_bn_relu(conv, bn, input, residual=None, activation="relu"):
     """act(bn(conv(input)) + residual) as one op, for networks that keep `conv` and `bn` as modules of their own.
 
-    activation: 'relu', None, or a torch.nn.ReLU. Where one of the modules has forward hooks, they are called in turn.
+    activation: 'relu', None, or a module. Where one of the modules has hooks, or is of another class than Conv2d,
+    BatchNorm2d and ReLU (a subclass with a forward of its own, say), they are called in turn.
     """
-    if any(_hooked(module) for module in (conv, bn, activation) if isinstance(module, torch.nn.Module)):
+    if not all(_plain(module) for module in (conv, bn, activation) if isinstance(module, torch.nn.Module)):
         y = bn(conv(input))
         y = y if residual is None else y + residual
         if activation is None:
@@ -95,5 +96,9 @@ def _checked(activation):
     return activation
 
 
-def _hooked(module):
-    return module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+_PLAIN = frozenset((Conv2d, torch.nn.Conv2d, torch.nn.BatchNorm2d, torch.nn.ReLU))
+
+
+def _plain(module):
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return type(module) in _PLAIN and not hooks
