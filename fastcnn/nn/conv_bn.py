@@ -71,6 +71,11 @@ def conv_bn_relu(conv, bn, input, residual=None, activation="relu"):
         if activation is None:
             return y
         return activation(y) if isinstance(activation, torch.nn.Module) else y.relu()
+    return fused_forward(conv, bn, input, residual, activation is not None)
+
+
+def fused_forward(conv, bn, input, residual, relu):
+    """conv_bn_relu on modules that need not be called themselves."""
     momentum = 0.0 if bn.momentum is None else bn.momentum
     if bn.training and bn.track_running_stats and bn.num_batches_tracked is not None:
         bn.num_batches_tracked.add_(1)
@@ -85,7 +90,7 @@ def conv_bn_relu(conv, bn, input, residual=None, activation="relu"):
     return F.conv2d_bn_relu(
         input, conv.weight, conv.bias, bn.running_mean if keep else None, bn.running_var if keep else None,
         bn.weight, bn.bias, conv.stride, padding, conv.dilation, conv.groups,
-        training=training, momentum=momentum, eps=bn.eps, activation=None if activation is None else "relu",
+        training=training, momentum=momentum, eps=bn.eps, activation="relu" if relu else None,
         residual=residual,
     )  # fmt: skip
 
@@ -100,5 +105,11 @@ _PLAIN = frozenset((Conv2d, torch.nn.Conv2d, torch.nn.BatchNorm2d, torch.nn.ReLU
 
 
 def _plain(module):
-    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return type(module) in _PLAIN and not hooks
+    return type(module) in _PLAIN and not hooked(module)
+
+
+def hooked(module):
+    """Whether calling the module does more than its forward."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
