@@ -65,7 +65,7 @@ def conv_bn_relu(conv, bn, input, residual=None, activation="relu"):
     activation: 'relu', None, or a module. Where one of the modules has hooks, or is of another class than Conv2d,
     BatchNorm2d and ReLU (a subclass with a forward of its own, say), they are called in turn.
     """
-    if not all(_plain(module) for module in (conv, bn, activation) if isinstance(module, torch.nn.Module)):
+    if not all(is_plain(module) for module in (conv, bn, activation) if isinstance(module, torch.nn.Module)):
         y = bn(conv(input))
         y = y if residual is None else y + residual
         if activation is None:
@@ -113,3 +113,6 @@ def hooked(module):
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
+def is_plain(module):
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return type(module) in _PLAIN and not hooks
