@@ -50,10 +50,11 @@ class PackedWeights:
         self._keep(self._plain, weight, key, (packed,))
         return packed
 
-    def folded(self, weight: torch.Tensor, groups: int, bias, mean, var, bn_weight, bn_bias, eps: float):
+    def folded(self, weight: torch.Tensor, groups: int, bias, norm: tuple, eps: float):
         """The packed form of a Parameter with a batch normalization folded in, and the bias, both as wide as the
-        accumulator; None where `get` gives none, or for vectors that are no plain arrays."""
-        norm = (bias, mean, var, bn_weight, bn_bias)
+        accumulator; None where `get` gives none, or for vectors that are no plain arrays. norm: mean, variance, weight
+        and bias of the normalization."""
+        norm = (bias, *norm)
         if not _packable(weight) or any(t is not None and not _vector(t, weight.shape[0]) for t in norm):
             return None
         entry = self._folded.get(id(weight))
@@ -63,7 +64,7 @@ class PackedWeights:
         if groups < 1 or weight.shape[0] % groups:
             return None
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        scale, shift = fold(*(None if t is None else t.detach().double() for t in norm), eps)
+        scale, shift = fold([None if t is None else t.detach().double() for t in norm], eps)
         # Where the kernel multiplies bfloat16 as it is, the product is rounded to it; else it stays wide.
         pairs = weight.dtype == torch.bfloat16 and _library._C.bf16_dot()
         product = (weight.detach().double() * scale.view(-1, 1, 1, 1)).to(torch.bfloat16 if pairs else dtype)
@@ -90,8 +91,13 @@ class PackedWeights:
         return len(self._plain) + len(self._folded)
 
 
-def fold(bias, mean, var, bn_weight, bn_bias, eps: float):
-    """The factor of a convolution's weight, and the new bias, that do what the batch normalization after it does."""
+def fold(tensors: list, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The factor of a convolution's weight, and the new bias, that do what the batch normalization after it does.
+
+    tensors: the convolution's bias, the normalization's mean, variance, weight and bias; the first and the last two
+    may be None.
+    """
+    bias, mean, var, bn_weight, bn_bias = tensors
     scale = (var + eps).rsqrt() if bn_weight is None else bn_weight * (var + eps).rsqrt()
     shift = -mean * scale if bias is None else (bias - mean) * scale
     return scale, shift if bn_bias is None else shift + bn_bias

@@ -1,4 +1,4 @@
-"""convert_ and revert_: what is replaced, what is left with which reason, that values stay and everything comes back."""
+"""convert_ and revert_: what is replaced, what is left and why, that values stay and everything comes back."""
 
 import copy
 
@@ -128,8 +128,8 @@ def test_what_is_left_alone_and_why():
     quantized = torch.nn.Conv2d(4, 4, 1)
     quantized.qconfig = object()
     model = torch.nn.Sequential(
-        Odd(3, 4, 3), parametrizations.weight_norm(torch.nn.Conv2d(4, 4, 1)), quantized, shared, torch.nn.BatchNorm2d(4),
-        shared, fastcnn.nn.Conv2d(4, 4, 1), torch.nn.Conv2d(4, 4, 1),
+        Odd(3, 4, 3), parametrizations.weight_norm(torch.nn.Conv2d(4, 4, 1)), quantized, shared,
+        torch.nn.BatchNorm2d(4), shared, fastcnn.nn.Conv2d(4, 4, 1), torch.nn.Conv2d(4, 4, 1),
     )  # fmt: skip
     report = fastcnn.convert_(model, filter_fn=lambda name, module: name != "7", example=X)
     found = kinds(report)

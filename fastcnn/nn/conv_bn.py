@@ -37,7 +37,7 @@ class ConvBNReLU2d(torch.nn.Module):
     ):
         super().__init__()
         where = {"device": device, "dtype": dtype}
-        self.conv = Conv2d(
+        self.conv: torch.nn.Conv2d = Conv2d(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, **where
         )
         self.bn = torch.nn.BatchNorm2d(out_channels, eps, momentum, affine, track_running_stats, **where)
@@ -104,7 +104,8 @@ def _checked(activation):
 _PLAIN = frozenset((Conv2d, torch.nn.Conv2d, torch.nn.BatchNorm2d, torch.nn.ReLU))
 
 
-def _plain(module):
+def is_plain(module):
+    """Whether the module is exactly torch's (or fastcnn's) and calling it does no more than its forward."""
     return type(module) in _PLAIN and not hooked(module)
 
 
@@ -113,6 +114,3 @@ def hooked(module):
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
-def is_plain(module):
-    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return type(module) in _PLAIN and not hooks

@@ -90,7 +90,7 @@ def define(namespace: str) -> SimpleNamespace:
             u = u if residual is None else u + residual
             return u.relu() if ctx.relu else u
 
-        _, vjp = torch.func.vjp(forward, *(tensors[i] for i in wanted))
+        vjp = torch.func.vjp(forward, *(tensors[i] for i in wanted))[1]
         grads = dict(zip(wanted, vjp(g)))
         return [grads.get(i) for i in range(6)]
 
@@ -116,7 +116,8 @@ def normalized(z, bn_weight, bn_bias, eps):
 
 def reference(x, weight, bias, residual, bn_weight, bn_bias, geometry, eps, relu):
     """y = act((z - mean) / sqrt(var + eps) * bn_weight + bn_bias + residual), z the convolution's output; float64."""
-    z = convolution.reference(x, weight, bias, None, *geometry, False)
+    stride, padding, dilation, groups = geometry
+    z = convolution.reference(x, weight, bias, None, stride, padding, dilation, groups, False)
     mean = z.mean((0, 2, 3))
     var = ((z - mean.view(-1, 1, 1)) ** 2).mean((0, 2, 3))
     u = (z - mean.view(-1, 1, 1)) / (var.view(-1, 1, 1) + eps).sqrt()
@@ -222,10 +223,10 @@ def _train(x, weight, bias, residual, norm, geometry, momentum, eps, relu):
 def _infer(x, weight, bias, residual, norm, geometry, eps, activation):
     tensors = (x, weight, bias, residual, *norm)
     needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    folded = None if needs_grad or tracing() else _packed.cache.folded(weight, geometry[3], bias, *norm, eps)
+    folded = None if needs_grad or tracing() else _packed.cache.folded(weight, geometry[3], bias, norm, eps)
     if folded is None:
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        scale, shift = _packed.fold(*(None if t is None else t.to(wide) for t in (bias, *norm)), eps)
+        scale, shift = _packed.fold([None if t is None else t.to(wide) for t in (bias, *norm)], eps)
         w = (weight * scale.view(-1, 1, 1, 1)).to(x.dtype)
         return convolution.conv2d(x, w, shift.to(x.dtype), *geometry, activation=activation, residual=residual)
     packed, shift = folded
