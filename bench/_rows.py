@@ -9,7 +9,7 @@ import pytest
 import torch
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-DIRECTIONS = ("forward", "backward")
+DIRECTIONS = ("forward", "backward", "input_gradient", "weight_gradient", "training")
 
 # FASTCNN_BENCH_SMOKE=1: a few rows an op and three rounds, for CI; every correctness gate stays on.
 SMOKE = os.environ.get("FASTCNN_BENCH_SMOKE", "") not in ("", "0")

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -85,35 +85,35 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 @pytest.fixture
-def compare(benchmark, peaks: Peaks, pytestconfig: pytest.Config) -> Callable:
-    """Checks both sides, times them in turn, and writes what was found into the benchmark's extra_info."""
+def time_in_turns(benchmark, pytestconfig: pytest.Config) -> Callable:
+    """Times two callables in turn and writes what was found into the benchmark's extra_info.
 
-    def run(comparison: Comparison, row: Row, op: str, group: str | None = None) -> None:
-        with torch.set_grad_enabled(comparison.gradients):
-            checked_and_timed(comparison, row, op, group or op)
+    `more`: what else to write there, and `rates`, as a function of fastcnn's seconds; `checked`: what fast returned
+    when it was found right, and must return again.
+    """
 
-    def checked_and_timed(comparison: Comparison, row: Row, op: str, group: str) -> None:
-        try:
-            outputs, fast_error = check(comparison.fast, comparison.expected, comparison.bounds, comparison.dtype)
-        except WrongResult as error:
-            pytest.fail(f"not timed, fastcnn's result is wrong: {op} {row}: {error}", pytrace=False)
-        try:
-            bounds = [_stock_slack(comparison.dtype) * b for b in comparison.bounds]
-            stock_error = check(comparison.stock, comparison.expected, bounds, comparison.dtype, repeatable=False)[1]
-        except WrongResult as error:
-            pytest.fail(f"not timed, stock does not compute the same: {op} {row}: {error}", pytrace=False)
-        checked = [t.clone() for t in outputs]
-        fast, stock = alternate(
-            comparison.fast, comparison.stock, pytestconfig.option.seconds, SMOKE_ROUNDS if SMOKE else None
-        )
-        try:
-            require_equal(comparison.fast(), checked)
-        except WrongResult as error:
-            pytest.fail(f"the timed call differs from the checked one: {op} {row}: {error}", pytrace=False)
+    def run(
+        fast_call: Callable,
+        stock_call: Callable,
+        row: Row,
+        op: str,
+        more: dict,
+        group: str | None = None,
+        rates: Callable[[float], dict] = lambda seconds: {},
+        checked: Sequence[torch.Tensor] | None = None,
+    ) -> None:
+        group = group or op
+        seconds = pytestconfig.option.seconds
+        fast, stock = alternate(fast_call, stock_call, seconds, SMOKE_ROUNDS if SMOKE else None)
+        if checked is not None:
+            try:
+                require_equal(fast_call(), checked)
+            except WrongResult as error:
+                pytest.fail(f"the timed call differs from the checked one: {op} {row}: {error}", pytrace=False)
         benchmark.group = group
         # pytest-benchmark's own table shows fastcnn alone; the ratio comes from the alternated medians.
         rounds = SMOKE_ROUNDS if SMOKE else min(5, len(fast.seconds))
-        benchmark.pedantic(comparison.fast, rounds=rounds, iterations=fast.calls)
+        benchmark.pedantic(fast_call, rounds=rounds, iterations=fast.calls)
         benchmark.extra_info.update(
             {
                 "op": op,
@@ -133,15 +133,44 @@ def compare(benchmark, peaks: Peaks, pytestconfig: pytest.Config) -> Callable:
                 "stock_quartiles_s": stock.quartiles,
                 "rounds": len(fast.seconds),
                 "calls_per_round": (fast.calls, stock.calls),
-                "error_over_bound": fast_error,
-                "stock_error_over_bound": stock_error * _stock_slack(comparison.dtype),
                 "threads": torch.get_num_threads(),
                 "isa": fastcnn.cpu_capability(),
                 "torch": torch.__version__,
-                **_rates(comparison, fast.median, peaks),
+                **more,
+                **rates(fast.median),
             }
         )
         pytestconfig.stash[_MEASURED].append(benchmark.extra_info)
+
+    return run
+
+
+@pytest.fixture
+def compare(time_in_turns: Callable, peaks: Peaks) -> Callable:
+    """Checks both sides, then times them in turn."""
+
+    def run(comparison: Comparison, row: Row, op: str, group: str | None = None) -> None:
+        with torch.set_grad_enabled(comparison.gradients):
+            checked_and_timed(comparison, row, op, group or op)
+
+    def checked_and_timed(comparison: Comparison, row: Row, op: str, group: str) -> None:
+        try:
+            outputs, fast_error = check(comparison.fast, comparison.expected, comparison.bounds, comparison.dtype)
+        except WrongResult as error:
+            pytest.fail(f"not timed, fastcnn's result is wrong: {op} {row}: {error}", pytrace=False)
+        try:
+            bounds = [_stock_slack(comparison.dtype) * b for b in comparison.bounds]
+            stock_error = check(comparison.stock, comparison.expected, bounds, comparison.dtype, repeatable=False)[1]
+        except WrongResult as error:
+            pytest.fail(f"not timed, stock does not compute the same: {op} {row}: {error}", pytrace=False)
+        checked = [t.clone() for t in outputs]
+        measured = {
+            "error_over_bound": fast_error,
+            "stock_error_over_bound": stock_error * _stock_slack(comparison.dtype),
+        }
+        time_in_turns(
+            comparison.fast, comparison.stock, row, op, measured, group, lambda s: _rates(comparison, s, peaks), checked
+        )
 
     return run
 

@@ -33,6 +33,7 @@ FULL = [
     *rows((*ALEXNET, *RESNET50, *RESNEXT50, *MOBILENET), (16,), directions=("backward",)),
     *rows(VGG16, directions=("backward",)),
     *rows(ALEXNET, (16,), ("contiguous",), ("backward",)),
+    *rows(RESNET50[1:], (16,), directions=("input_gradient", "weight_gradient")),  # the 1x1 and 3x3 layers
     *rows(
         map(find, ("alexnet.conv3", "vgg16.conv3_2", "resnet50.layer1.0.conv2", "resnet50.layer3.1.conv1")),
         directions=("forward", "backward"),
@@ -41,6 +42,7 @@ FULL = [
 ]
 SMOKE = [
     *rows([find("alexnet.conv3")], directions=("forward", "backward")),
+    *rows([find("resnet50.layer4.1.conv2")], directions=("input_gradient", "weight_gradient")),
     Row(find("alexnet.conv1"), layout="contiguous"),
     Row(find("resnext50.layer2.1.conv2")),
     Row(find("mobilenet.dw256_28_s1")),
@@ -64,8 +66,10 @@ def layer(row: Row, generator: torch.Generator) -> Layer:
     ]
     if case.bias:
         inputs.append(random_weight((case.out_channels,), row, generator))
-    # Nobody asks for the gradient of the image.
-    learned = [case.in_channels > 4, *(True for _ in inputs[1:])]
+    if row.direction.endswith("_gradient"):
+        learned = [row.direction == "input_gradient", row.direction == "weight_gradient", *(False for _ in inputs[2:])]
+    else:  # nobody asks for the gradient of the image
+        learned = [case.in_channels > 4, *(True for _ in inputs[1:])]
 
     def stock(*tensors):
         return torch.nn.functional.conv2d(*tensors, **case.kwargs)

@@ -1,0 +1,55 @@
+"""Training steps of whole networks against stock PyTorch: time, and the memory that a step takes."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench._rows import parametrize, rows
+from bench._training import Step, difference, networks, random_batch
+
+# Both round some 1e4 terms per value and layer, and where a ReLU's input or two of a window's maxima lie within
+# rounding of each other, they pass a gradient on that the other does not: a share of some 1e-5 of all.
+SAME_STEP = 1e-2
+
+
+@dataclass(frozen=True)
+class TrainingCase:
+    """A network and the size of its square RGB images."""
+
+    name: str
+    size: int
+
+
+FULL = rows([TrainingCase("alexnet", 227), TrainingCase("resnet18", 112)], (32,), directions=("training",))
+SMOKE_ROWS = rows([TrainingCase("conv_local_11pct", 32), TrainingCase("resnet18", 48)], (4,), directions=("training",))
+
+
+def step_memory(row, side: str) -> int:
+    """Bytes, in a process of its own."""
+    run = subprocess.run(
+        [sys.executable, "-m", "bench._training", row.case.name, side, str(row.batch), str(row.case.size)],
+        capture_output=True, text=True, cwd=Path(__file__).parents[1], check=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+    )  # fmt: skip
+    return int(run.stdout)
+
+
+@pytest.mark.network
+@parametrize(FULL, SMOKE_ROWS)
+def test_training_step(row, time_in_turns, benchmark):
+    x = random_batch(row.batch, row.case.size)
+    fast, stock = (Step(n, x, s) for n, s in zip(networks(row.case.name), (False, True)))
+    with torch.enable_grad():
+        found = difference(fast, stock)
+        if not found <= SAME_STEP:
+            pytest.fail(f"not timed, fastcnn's step differs from stock's: {row}: {found:.1e}", pytrace=False)
+        time_in_turns(fast, stock, row, "training step", {"difference": found})
+    fast_bytes, stock_bytes = (step_memory(row, side) for side in ("fast", "stock"))
+    benchmark.extra_info.update(
+        {"fastcnn_step_bytes": fast_bytes, "stock_step_bytes": stock_bytes, "memory_ratio": stock_bytes / fast_bytes}
+    )
