@@ -49,8 +49,10 @@ from .resnetv2 import (
     wrn_28_10,
     wrn_40_4,
 )
+from .vgg import VGG, vgg11, vgg11_bn, vgg11_lrn, vgg13, vgg13_bn, vgg16, vgg16_1, vgg16_bn, vgg19, vgg19_bn
 
 __all__ = [
+    "VGG",
     "AlexNet",
     "AlexNetOWT",
     "CifarResNet",
@@ -108,6 +110,16 @@ __all__ = [
     "resnext101_32x4d",
     "resnext101_32x8d",
     "resnext101_64x4d",
+    "vgg11",
+    "vgg11_bn",
+    "vgg11_lrn",
+    "vgg13",
+    "vgg13_bn",
+    "vgg16",
+    "vgg16_1",
+    "vgg16_bn",
+    "vgg19",
+    "vgg19_bn",
     "wide_resnet50_2",
     "wide_resnet101_2",
     "wrn_16_8",
