@@ -50,6 +50,7 @@ from .resnetv2 import (
     wrn_40_4,
 )
 from .vgg import VGG, vgg11, vgg11_bn, vgg11_lrn, vgg13, vgg13_bn, vgg16, vgg16_1, vgg16_bn, vgg19, vgg19_bn
+from .zfnet import ZFNet, zfnet, zfnet512, zfnet_cs231n
 
 __all__ = [
     "VGG",
@@ -63,6 +64,7 @@ __all__ = [
     "ResNet",
     "ResNetV2",
     "StochasticDepthResNet",
+    "ZFNet",
     "alexnet",
     "alexnet_1gpu",
     "alexnet_cs231n",
@@ -125,4 +127,7 @@ __all__ = [
     "wrn_16_8",
     "wrn_28_10",
     "wrn_40_4",
+    "zfnet",
+    "zfnet512",
+    "zfnet_cs231n",
 ]
