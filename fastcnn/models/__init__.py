@@ -6,6 +6,7 @@ from .conv_local import ConvLocal, conv_local_11pct, conv_local_13pct
 from .densenet import DenseNet, densenet40_12, densenet121, densenet161, densenet169, densenet201, densenet_bc_100_12
 from .fractalnet import FractalNet, fractalnet20
 from .lenet import LeNet5, lenet5, lenet5_dense, rbf_loss
+from .nin import NiN, nin_cifar, nin_imagenet, nin_seed
 from .resnet import (
     ResNet,
     plain18,
@@ -49,6 +50,7 @@ from .resnetv2 import (
     wrn_28_10,
     wrn_40_4,
 )
+from .squeezenet import SqueezeNet, squeezenet1_0, squeezenet1_1
 from .vgg import VGG, vgg11, vgg11_bn, vgg11_lrn, vgg13, vgg13_bn, vgg16, vgg16_1, vgg16_bn, vgg19, vgg19_bn
 from .zfnet import ZFNet, zfnet, zfnet512, zfnet_cs231n
 
@@ -61,8 +63,10 @@ __all__ = [
     "DenseNet",
     "FractalNet",
     "LeNet5",
+    "NiN",
     "ResNet",
     "ResNetV2",
+    "SqueezeNet",
     "StochasticDepthResNet",
     "ZFNet",
     "alexnet",
@@ -83,6 +87,9 @@ __all__ = [
     "lenet5",
     "lenet5_dense",
     "list_models",
+    "nin_cifar",
+    "nin_imagenet",
+    "nin_seed",
     "plain18",
     "plain20",
     "plain34",
@@ -112,6 +119,8 @@ __all__ = [
     "resnext101_32x4d",
     "resnext101_32x8d",
     "resnext101_64x4d",
+    "squeezenet1_0",
+    "squeezenet1_1",
     "vgg11",
     "vgg11_bn",
     "vgg11_lrn",

@@ -228,6 +228,8 @@ _SHAPES = {
     **dict.fromkeys(("resnet110_stochastic", "resnext29_8x64d", "resnext29_16x64d"), (3, 32, 32)),
     **dict.fromkeys(("resnetv2_164", "resnetv2_1001", "wrn_28_10", "wrn_16_8", "wrn_40_4"), (3, 32, 32)),
     **dict.fromkeys(("densenet40_12", "densenet_bc_100_12", "fractalnet20"), (3, 32, 32)),
+    **dict.fromkeys(("conv_local_13pct", "conv_local_11pct", "nin_seed", "nin_cifar"), (3, 32, 32)),
+    **dict.fromkeys(("inception_v3", "inception_v4", "inception_resnet_v1", "inception_resnet_v2"), (3, 299, 299)),
 }
 
 
