@@ -5,6 +5,9 @@ from .alexnet import AlexNet, AlexNetOWT, alexnet, alexnet_1gpu, alexnet_cs231n,
 from .conv_local import ConvLocal, conv_local_11pct, conv_local_13pct
 from .densenet import DenseNet, densenet40_12, densenet121, densenet161, densenet169, densenet201, densenet_bc_100_12
 from .fractalnet import FractalNet, fractalnet20
+from .googlenet import GoogLeNet, GoogLeNetOutputs, googlenet, googlenet_tv
+from .inception_v2 import InceptionV2, inception_v2
+from .inception_v3 import InceptionOutputs, InceptionV3, inception_v3
 from .lenet import LeNet5, lenet5, lenet5_dense, rbf_loss
 from .nin import NiN, nin_cifar, nin_imagenet, nin_seed
 from .resnet import (
@@ -62,6 +65,11 @@ __all__ = [
     "ConvLocal",
     "DenseNet",
     "FractalNet",
+    "GoogLeNet",
+    "GoogLeNetOutputs",
+    "InceptionOutputs",
+    "InceptionV2",
+    "InceptionV3",
     "LeNet5",
     "NiN",
     "ResNet",
@@ -84,6 +92,10 @@ __all__ = [
     "densenet_bc_100_12",
     "fractalnet20",
     "get_model",
+    "googlenet",
+    "googlenet_tv",
+    "inception_v2",
+    "inception_v3",
     "lenet5",
     "lenet5_dense",
     "list_models",
