@@ -6,8 +6,10 @@ from .conv_local import ConvLocal, conv_local_11pct, conv_local_13pct
 from .densenet import DenseNet, densenet40_12, densenet121, densenet161, densenet169, densenet201, densenet_bc_100_12
 from .fractalnet import FractalNet, fractalnet20
 from .googlenet import GoogLeNet, GoogLeNetOutputs, googlenet, googlenet_tv
+from .inception_resnet import InceptionResNet, inception_resnet_v1, inception_resnet_v2
 from .inception_v2 import InceptionV2, inception_v2
 from .inception_v3 import InceptionOutputs, InceptionV3, inception_v3
+from .inception_v4 import InceptionV4, inception_v4
 from .lenet import LeNet5, lenet5, lenet5_dense, rbf_loss
 from .nin import NiN, nin_cifar, nin_imagenet, nin_seed
 from .resnet import (
@@ -68,8 +70,10 @@ __all__ = [
     "GoogLeNet",
     "GoogLeNetOutputs",
     "InceptionOutputs",
+    "InceptionResNet",
     "InceptionV2",
     "InceptionV3",
+    "InceptionV4",
     "LeNet5",
     "NiN",
     "ResNet",
@@ -94,8 +98,11 @@ __all__ = [
     "get_model",
     "googlenet",
     "googlenet_tv",
+    "inception_resnet_v1",
+    "inception_resnet_v2",
     "inception_v2",
     "inception_v3",
+    "inception_v4",
     "lenet5",
     "lenet5_dense",
     "list_models",
