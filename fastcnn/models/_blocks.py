@@ -4,12 +4,12 @@ from torch import Tensor, nn
 
 from fastcnn import functional as F
 from fastcnn import nn as fnn
-from fastcnn.nn.conv_bn import _plain, conv_bn_relu
+from fastcnn.nn.conv_bn import conv_bn_relu, is_plain
 
 
 def conv_relu(conv: nn.Module, relu: nn.Module, x: Tensor) -> Tensor:
     """relu(conv(x)), in one pass unless one of the two has hooks or is of another class."""
-    if not (isinstance(conv, nn.Conv2d) and conv.padding_mode == "zeros" and _plain(conv) and _plain(relu)):
+    if not (isinstance(conv, nn.Conv2d) and conv.padding_mode == "zeros" and is_plain(conv) and is_plain(relu)):
         return relu(conv(x))
     return F.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups, activation="relu")
 

@@ -223,7 +223,6 @@ def verify(model: nn.Module, x: Tensor, target: Tensor, name: str = "model") -> 
 _SHAPES = {
     **dict.fromkeys(("alexnet", "alexnet_1gpu", "alexnet_cs231n", "bvlc_alexnet"), (3, 227, 227)),
     **dict.fromkeys(("lenet5", "lenet5_dense"), (1, 32, 32)),
-    **dict.fromkeys(("conv_local_13pct", "conv_local_11pct"), (3, 32, 32)),
     **dict.fromkeys(("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "plain20", "plain56"), (3, 32, 32)),
     **dict.fromkeys(("resnet110_stochastic", "resnext29_8x64d", "resnext29_16x64d"), (3, 32, 32)),
     **dict.fromkeys(("resnetv2_164", "resnetv2_1001", "wrn_28_10", "wrn_16_8", "wrn_40_4"), (3, 32, 32)),
