@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from fastcnn import nn as fnn
 from fastcnn.models import get_model
+from fastcnn.models._blocks import FusedSequential
+from fastcnn.models.layers import record_calls
 from fastcnn.models.verify import fixed_seed, relative_error, verify
 from tests.cases.networks import (
     check_same,
@@ -138,3 +141,32 @@ def test_rejects():
     for shape in ((1, 1, 64, 64), (1, 3, 8, 8), (64, 64)):
         with pytest.raises(RuntimeError):
             model(torch.zeros(shape))
+
+
+class Doubled(nn.Conv2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_fused_layers_are_the_modules(batch_norm):
+    """The same result where hooks have every module called, in both modes; and a replaced module is called."""
+    norm = [nn.BatchNorm2d(8)] if batch_norm else []
+    model = FusedSequential(fnn.Conv2d(3, 8, 3), *norm, nn.ReLU(), fnn.Conv2d(8, 4, 1), fnn.MaxPool2d(2))
+    x = torch.randn(2, 3, 9, 9)
+    for train in (True, False):
+        model.train(train)
+        state = {key: t.clone() for key, t in model.state_dict().items()}
+        fused = model(x)
+        trained = {key: t.clone() for key, t in model.state_dict().items()}
+        model.load_state_dict(state)
+        with record_calls(model) as calls:
+            torch.testing.assert_close(model(x), fused)
+        assert [call.name for call in calls] == [str(i) for i in range(len(model))]
+        for key, t in model.state_dict().items():
+            torch.testing.assert_close(t, trained[key])
+    model[0].__class__ = Doubled
+    want = (2 * model[0]._conv_forward(x, model[0].weight, None)) + 2 * model[0].bias[:, None, None]
+    for layer in list(model)[1:]:
+        want = layer(want)
+    torch.testing.assert_close(model(x), want)

@@ -190,6 +190,6 @@ def test_rejects():
     with pytest.raises(ValueError, match="expected init to be 'kaiming' or 'paper', but got 'xavier'"):
         vgg11(init="xavier")
     model = on_meta("vgg11")
-    for shape in ((1, 1, 64, 64), (1, 3, 1, 64), (64, 64)):
+    for shape in ((1, 1, 64, 64), (1, 3, 1, 64), (3, 64, 64)):
         with pytest.raises(RuntimeError):
             fill(model, values(model))(torch.zeros(shape))

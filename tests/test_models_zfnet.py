@@ -97,6 +97,8 @@ def test_order():
     for size in (180, 300):
         with pytest.raises(RuntimeError, match="expected 224x224 input"):
             model(torch.zeros(1, 3, size, size))
+    with pytest.raises(RuntimeError, match=r"expected \(N, 3, H, W\) input, but got input of size \(3, 224, 224\)"):
+        model(x[0])
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

@@ -14,6 +14,12 @@ def conv_relu(conv: nn.Module, relu: nn.Module, x: Tensor) -> Tensor:
     return F.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups, activation="relu")
 
 
+def check_batch(name: str, x: Tensor) -> None:
+    """Refuses an image without a batch, whose rows local response normalization would take for channels."""
+    if x.dim() != 4:
+        raise RuntimeError(f"{name}: expected (N, 3, H, W) input, but got input of size {tuple(x.shape)}")
+
+
 class FusedSequential(nn.Sequential):
     """nn.Sequential in which each Conv2d, ReLU and each Conv2d, BatchNorm2d, ReLU is computed in one pass."""
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastcnn import nn as fnn
 
-from ._blocks import ConvReLU2d
+from ._blocks import ConvReLU2d, check_batch
 from ._registry import Weights, load_weights, register_model
 
 Block = Callable[..., nn.Module]
@@ -160,6 +160,7 @@ class GoogLeNet(nn.Module):
                 layer.bias.fill_(0.2)
 
     def forward(self, x: Tensor) -> Tensor | GoogLeNetOutputs:
+        check_batch("googlenet", x)
         if self.transform_input:
             x = to_inception_scale(x)
         x = self.norm1(self.maxpool1(self.conv1(x)))  # (N, 64, 112, 112), pooled to (N, 64, 56, 56)

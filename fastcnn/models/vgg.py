@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fastcnn import nn as fnn
 
-from ._blocks import FusedSequential
+from ._blocks import FusedSequential, check_batch
 from ._registry import Weights, load_weights, register_model
 
 # Per stage the widths of its convolutions, 3x3 but for C's negative ones, which are 1x1.
@@ -104,6 +104,7 @@ class VGG(nn.Module):
             layer.load_state_dict(source.state_dict())
 
     def forward(self, x: Tensor) -> Tensor:
+        check_batch("vgg", x)
         x = self.features(x)  # (N, 512, 7, 7) for 224x224 input
         return self.classifier(self.avgpool(x).flatten(-3))
 

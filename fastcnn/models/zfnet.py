@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from fastcnn import nn as fnn
 
-from ._blocks import conv_relu
+from ._blocks import check_batch, conv_relu
 from ._registry import Weights, load_weights, register_model
 
 
@@ -62,6 +62,7 @@ class ZFNet(nn.Module):
         weight.mul_((radius / rms).clamp(max=1.0))
 
     def forward(self, x: Tensor) -> Tensor:  # shapes of the paper's network
+        check_batch("zfnet", x)
         # rectified, pooled, normalised: a maximum before the ReLU is the same, and leaves it with the normalization
         x = self.norm1(self.pool1(self.conv1(x)))  # (N, 96, 110, 110), pooled to (N, 96, 55, 55)
         x = self.norm2(self.pool2(self.conv2(x)))  # (N, 256, 26, 26), pooled to (N, 256, 13, 13)
