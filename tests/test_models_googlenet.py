@@ -181,9 +181,7 @@ def test_sizes():
     fill(model, values(model))
     x = torch.randn(2, 3, 65, 97)
     assert model.eval()(x).shape == (2, 7)
-    with pytest.raises(
-        RuntimeError, match=r"expected \(N, 3, H, W\) input, but got input of size \(3, 65, 97\)"
-    ):
+    with pytest.raises(RuntimeError, match=r"expected \(N, 3, H, W\) input, but got input of size \(3, 65, 97\)"):
         model(x[0])
     with pytest.raises(RuntimeError, match="auxiliary classifiers get 14x14 maps, as of 224x224, but got"):
         model.train()(torch.randn(2, 3, 192, 192))

@@ -113,6 +113,10 @@ def test_inception_resnet_scales():
     assert on_meta("inception_resnet_v1", scales=(1.0, 1.0, 1.0)).repeat[0].scale == 1.0
 
 
+# In float32 and float64, half a minute each on two busy cores; test_torchvision trains v3 always.
+SLOW_TRAINING = [False, pytest.param(True, marks=pytest.mark.slow)]
+
+
 # 107x107: maps of 2x2 at last, the fewest whose statistics over a batch are more than two signs
 @pytest.mark.parametrize("train", [False, True])
 def test_torchvision(train):
@@ -122,14 +126,14 @@ def test_torchvision(train):
     check_same(ours, theirs, torch.randn(4, 3, 107, 107), train)
 
 
-@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("train", SLOW_TRAINING)
 def test_torchvision_with_auxiliary(train):
     torchvision = pytest.importorskip("torchvision")
     theirs = on_meta(torchvision.models.Inception3, init_weights=False)
     check_same(on_meta("inception_v3"), theirs, torch.randn(3 if train else 1, 3, 299, 299), train)
 
 
-@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("train", SLOW_TRAINING)
 @pytest.mark.parametrize("name", ["inception_v4", "inception_resnet_v2"])
 def test_timm(name, train):
     timm = pytest.importorskip("timm")
