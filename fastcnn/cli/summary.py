@@ -1,0 +1,47 @@
+"""`fastcnn summary`: what does each layer of a network cost?"""
+
+from typing import Annotated
+
+import torch
+import typer
+
+from fastcnn.models import get_model
+from fastcnn.models.summary import summarize
+from fastcnn.models.verify import example_batch
+
+from ._arguments import Json, Model, sizes
+from ._output import print_json, stdout, table
+
+
+def summary(
+    model: Model,
+    input: Annotated[str | None, typer.Option(help="Input sizes N,C,H,W; by default the model's own.")] = None,
+    json: Json = False,
+) -> None:
+    """Print layer by layer: output, activations, bytes, parameters, multiply-adds, receptive field; and the totals."""
+    shape = sizes(input) if input else tuple(example_batch(model, 1)[0].shape)
+    with torch.device("meta"):
+        network = get_model(model)
+    try:
+        result = summarize(network, shape, model)
+    except RuntimeError as error:  # input that does not fit
+        raise typer.BadParameter(str(error)) from error
+    if json:
+        print_json(result.to_dict())
+        return
+    rows = table(
+        f"{model}, input {'x'.join(map(str, shape[1:]))}",
+        "layer", "type", "output", "activations", "MB", "parameters", "MACs", "field",
+    )  # fmt: skip
+    for layer in result.layers:
+        rows.add_row(
+            layer.name, layer.type, "x".join(map(str, layer.output)), f"{layer.activations:,}",
+            f"{layer.bytes / 1e6:.3f}", f"{layer.parameters:,}", f"{layer.macs:,}",
+            "all" if layer.receptive_field is None else str(layer.receptive_field),
+        )  # fmt: skip
+    stdout().print(rows)
+    stdout().print(
+        f"parameters {result.parameters:,}; MACs {result.macs:,} (FLOPs {2 * result.macs:,}); activations "
+        f"{result.activations:,}; depth {result.depth} (convolutions and linear layers on the longest path)",
+        soft_wrap=True,
+    )

@@ -1,0 +1,91 @@
+"""fastcnn summary's figures: those of spec and papers, not of its own making."""
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import fastcnn
+from fastcnn.cli import app
+from fastcnn.models import get_model
+from fastcnn.models.summary import summarize
+from fastcnn.models.verify import example_batch
+
+
+def summary_of(name):
+    with torch.device("meta"):
+        model = get_model(name)
+    return summarize(model, tuple(example_batch(name, 1)[0].shape), name)
+
+
+# The papers name their networks by these numbers of layers, or state them.
+@pytest.mark.parametrize(("name", "depth"), [
+    ("alexnet", 8), ("zfnet", 8), ("vgg11", 11), ("vgg13", 13), ("vgg16", 16), ("vgg19", 19), ("googlenet", 22),
+    ("resnet18", 18), ("resnet50", 50), ("resnet152", 152), ("densenet121", 121), ("densenet201", 201),
+])  # fmt: skip
+def test_depth(name, depth):
+    assert summary_of(name).depth == depth
+
+
+def test_vgg16s_memory():
+    """15,237,608 values with the input and the pooled maps (course notes of CS231n, 2016)."""
+    result = summary_of("vgg16")
+    assert result.activations == 15_237_608
+    assert sum(layer.activations for layer in result.layers if layer.type in ("Conv2d", "Linear")) == 13_556_712
+    assert result.layers[-1].receptive_field is None
+
+
+def test_alexnets_receptive_fields_sizes_and_weights():
+    layers = {layer.name: layer for layer in summary_of("alexnet").layers}
+    names = ("conv1", "pool1", "conv2", "pool2", "conv3", "conv4", "conv5", "pool5")
+    assert [layers[n].receptive_field for n in names] == [11, 19, 51, 67, 99, 131, 163, 195]
+    neurons = [layers[n].activations for n in ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")]
+    assert neurons == [290_400, 186_624, 64_896, 64_896, 43_264, 4096, 4096, 1000]
+    assert layers["conv1"].parameters == 34_848 + 96
+    assert layers["conv1"].bytes == 4 * 290_400
+
+
+def test_receptive_field_is_the_gradients_support():
+    """Of three 3x3 convolutions, the second strided, and a pooling: measured as the inputs that a value depends on."""
+    model = torch.nn.Sequential(
+        fastcnn.nn.Conv2d(1, 2, 3, padding=1), fastcnn.nn.Conv2d(2, 2, 3, stride=2, padding=1),
+        fastcnn.nn.MaxPool2d(3, 2), fastcnn.nn.Conv2d(2, 1, 3, dilation=2),
+    )  # fmt: skip
+    x = torch.rand(1, 1, 65, 65, requires_grad=True)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.fill_(1)
+    pooled = torch.nn.Sequential(
+        model[0], model[1], torch.nn.AvgPool2d(3, 2), model[3]
+    )  # the same windows, all of them
+    y = pooled(x)
+    y[0, 0, y.shape[2] // 2, y.shape[3] // 2].backward()
+    support = x.grad[0, 0].any(1).nonzero().flatten()
+    field = int(support[-1] - support[0]) + 1
+    assert summarize(model, (1, 1, 65, 65)).layers[-1].receptive_field == field
+
+
+def test_bottleneck_inception_macs():
+    """Inception 4a's ancestor on 28x28x256: naive 854,196,224, with bottlenecks 271,351,808 multiply-adds."""
+
+    def conv(i, o, k):
+        return torch.nn.Conv2d(i, o, k, padding=k // 2, bias=False)
+
+    naive = [conv(256, 128, 1), conv(256, 192, 3), conv(256, 96, 5)]
+    assert sum(summarize(c, (1, 256, 28, 28)).macs for c in naive) == 854_196_224
+    narrow = [conv(256, 64, 1), conv(256, 64, 1), conv(256, 128, 1), conv(256, 64, 1)]
+    wide = [conv(64, 192, 3), conv(64, 96, 5)]
+    total = sum(summarize(c, (1, 256, 28, 28)).macs for c in narrow)
+    assert total + sum(summarize(c, (1, 64, 28, 28)).macs for c in wide) == 271_351_808
+
+
+def test_command():
+    run = CliRunner().invoke(app, ["summary", "vgg16"])
+    assert run.exit_code == 0
+    assert "parameters 138,357,544" in run.stdout
+    data = json.loads(CliRunner().invoke(app, ["summary", "lenet5", "--json"]).stdout)
+    assert data["parameters"] == 60_000
+    assert data["flops"] == 2 * data["macs"]
+    assert CliRunner().invoke(app, ["summary", "alexnet", "--input", "1,3,8,8"]).exit_code == 2
+    assert CliRunner().invoke(app, ["summary", "nonet"]).exit_code == 2
