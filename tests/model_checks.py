@@ -84,20 +84,29 @@ def assert_same_logits(name, peer, x):
         assert relative_error(ours(x), want) < 1e-4
 
 
-def assert_trains_alike(name, peer, x):
+def assert_trains_alike(ours, peer, x):
     """Training: logits, gradients and running statistics. In float64, whose rounding errors are beside the point: even
     where a network multiplies them by 1e5, they stay below 1e-9."""
     peer = filled(peer, torch.float64).train()
-    ours = on_meta(name).to(torch.float64).to_empty(device="cpu")
+    ours = ours.to(torch.float64).to_empty(device="cpu").train()
     ours.load_state_dict(peer.state_dict())
     x = x.double()
-    weights = torch.randn(1000, dtype=torch.float64)
     for model in (ours, peer):
-        (model(x) @ weights).sum().backward()
+        y = model(x)
+        (y @ torch.linspace(-1, 1, y.shape[-1], dtype=torch.float64)).sum().backward()
     for (key, parameter), other in zip(ours.named_parameters(), peer.parameters(), strict=True):
         assert relative_error(parameter.grad, other.grad) < 1e-9, key
     for key, value in peer.state_dict().items():
         assert relative_error(ours.state_dict()[key], value) < 1e-9, key
+
+
+def assert_gradients(name, size, classes):
+    """One float32 training step at a reduced size: logits of the right shape, and a gradient for every parameter."""
+    model = filled(on_meta(name)).train()
+    y = model(torch.randn(4, 3, size, size))
+    nn.functional.cross_entropy(y, torch.arange(4)).backward()
+    assert y.shape == (4, classes)
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
 def assert_trains(model, x, classes=10):

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from fastcnn.models import densenet40_12, densenet_bc_100_12, get_model, list_models
+from fastcnn.models import DenseNet, densenet40_12, densenet_bc_100_12, get_model, list_models
 from fastcnn.models.verify import example_batch, relative_error
 from tests.model_checks import (
+    assert_gradients,
     assert_same_logits,
     assert_same_state_dict,
     assert_trains,
@@ -74,7 +75,18 @@ def test_equals_torchvision(name):
 
 
 def test_trains_as_torchvision():
-    assert_trains_alike("densenet121", torchvision("densenet121"), torch.randn(4, 3, 32, 32))
+    peers = pytest.importorskip("torchvision.models", reason="compares with torchvision, which is not installed")
+    with torch.device("meta"):
+        ours = DenseNet((2, 3, 2, 2), 8, 16, 10)
+        peer = peers.DenseNet(8, (2, 3, 2, 2), 16, num_classes=10)
+    assert_trains_alike(ours, peer, torch.randn(4, 3, 32, 32))
+
+
+@pytest.mark.parametrize(
+    "name", ["densenet121", *(pytest.param(n, marks=pytest.mark.slow) for n in TORCHVISION if n != "densenet121")]
+)
+def test_gradients(name):
+    assert_gradients(name, 32, 1000)
 
 
 @pytest.mark.parametrize("name", ["densenet40_12", "densenet_bc_100_12"])

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from fastcnn.models import get_model, list_models, resnet18, resnet50
+from fastcnn.models import get_model, list_models, resnet, resnet18, resnet50
 from fastcnn.models.layers import record_calls
 from fastcnn.models.verify import relative_error
 from tests.model_checks import (
+    assert_gradients,
     assert_same_logits,
     assert_same_state_dict,
     assert_trains,
@@ -35,6 +36,7 @@ NETWORKS = {
     "resnext101_32x8d": (88_791_336, 16_414_015_488),
     "resnext101_64x4d": (83_455_272, 15_460_270_080),
 }
+SMALL = ("resnet18", "resnet50", "plain18", "plain34", "resnext50_32x4d")
 TORCHVISION = [name for name in NETWORKS if not name.startswith("plain") and name != "resnext101_32x4d"]
 
 
@@ -88,12 +90,28 @@ def test_equals_timm():
     assert_same_logits("resnext101_32x4d", peer, torch.randn(2, 3, 64, 64))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d"])
-def test_trains_as_torchvision(name):
-    assert_trains_alike(name, torchvision(name), torch.randn(4, 3, 32, 32))
+@pytest.mark.parametrize(
+    ("block", "options"),
+    [
+        ("BasicBlock", {}),
+        ("Bottleneck", {}),
+        ("Bottleneck", {"groups": 8, "width_per_group": 4}),
+    ],
+)
+def test_trains_as_torchvision(block, options):
+    peers = pytest.importorskip("torchvision.models.resnet", reason="compares with torchvision, which is not installed")
+    with torch.device("meta"):
+        ours = resnet.ResNet(getattr(resnet, block), (1, 2, 1, 1), 10, **options)
+        peer = peers.ResNet(getattr(peers, block), [1, 2, 1, 1], 10, **options)
+    assert_trains_alike(ours, peer, torch.randn(4, 3, 32, 32))
 
 
-@pytest.mark.parametrize(("name", "options"), [("plain18", {}), ("resnet18", {"shortcut": "pad"}), ("resnet50", {})])
+@pytest.mark.parametrize("name", [n if n in SMALL else pytest.param(n, marks=pytest.mark.slow) for n in NETWORKS])
+def test_gradients(name):
+    assert_gradients(name, 32, 1000)
+
+
+@pytest.mark.parametrize(("name", "options"), [("resnet18", {"shortcut": "none"}), ("resnet18", {"shortcut": "pad"})])
 def test_trains(name, options):
     model = filled(on_meta(name, num_classes=7, **options), torch.float64)
     assert_trains(model, torch.randn(3, 3, 33, 40).double(), classes=7)

@@ -99,8 +99,8 @@ def _after(func, args, reach: _Reach) -> _Reach:
     """What the output of one operation on tensors of this reach depends on; rows stand for columns, too."""
 
     def first(i: int, default: int = 1) -> int:
-        value = args[i] if len(args) > i else ()
-        return value[0] if len(value) else default
+        value = list(args[i]) if len(args) > i else []
+        return value[0] if value else default
 
     if func is aten.convolution.default:
         return reach.window(args[1].shape[2], first(3), first(5)).deeper()
