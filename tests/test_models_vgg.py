@@ -180,8 +180,9 @@ def test_initialise_from():
             assert not layer.weight.any()
     for i in (0, 3, 6):
         assert torch.equal(model.classifier[i].weight, source.classifier[i].weight)
+    other = on_meta("vgg11", num_classes=7)
     with pytest.raises(RuntimeError, match="size mismatch"):
-        model.initialise_from(on_meta("vgg11", num_classes=7))
+        model.initialise_from(fill(other, values(other)))
 
 
 def test_rejects():
