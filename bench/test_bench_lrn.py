@@ -1,6 +1,9 @@
-"""local_response_norm on layers of AlexNet, ZFNet, GoogLeNet and VGG-11, against torch's own composition."""
+"""local_response_norm, alone and with max pooling, on layers of four networks, against torch's own composition."""
+
+from dataclasses import replace
 
 import torch
+import torch.nn.functional as TF
 
 import fastcnn.functional as F
 from bench._layer import Layer, backward, forward, random_input, relative_bound
@@ -63,3 +66,44 @@ def test_local_response_norm(row, compare):
     built = layer(row, generator)
     comparison = forward(built) if row.direction == "forward" else backward(built, generator)
     compare(comparison, row, "local_response_norm")
+
+
+POOLED = [find(name) for name in ("alexnet.lrn1", "alexnet.lrn2", "zfnet.lrn1", "zfnet.lrn2")]
+
+
+def tied(y: torch.Tensor) -> torch.Tensor:
+    """Which 3x3 windows hold two values within rounding, so that either may be their maximum."""
+    first, second = y.unfold(2, 3, 2).unfold(3, 3, 2).flatten(4).topk(2).values.unbind(-1)
+    return first - second < 1e-5 * first.abs()
+
+
+def pooled_layer(row: Row, generator: torch.Generator) -> Layer:
+    norm = layer(row, generator)
+
+    def grad_bounds(inputs, grad, expected):
+        y = norm.stock(*inputs).requires_grad_()
+        (unpooled,) = torch.autograd.grad(TF.max_pool2d(y, 3, 2), y, grad.abs())
+        # A window's values, and the channels that these normalise, may have another gradient where it has a tie.
+        windows = tied(y.detach()).double().flatten(0, 1).unsqueeze(1)
+        ties = TF.conv_transpose2d(windows, torch.ones(1, 1, 3, 3, dtype=torch.float64), stride=2)
+        ties = TF.max_pool3d(ties.view_as(y), (row.case.window, 1, 1), 1, (row.case.window // 2, 0, 0))
+        (bound,) = norm.grad_bounds(inputs, unpooled, expected)
+        # The gradients of up to four windows are added: three roundings more, of some forty.
+        return [torch.where(ties > 0, torch.inf, 1.1 * bound)]
+
+    return replace(
+        norm,
+        fast=lambda x: F.lrn_max_pool2d(x, **row.case.kwargs),
+        stock=lambda x: TF.max_pool2d(norm.stock(x), 3, 2),
+        # A maximum moves by no more than the values of its window.
+        bound=lambda inputs, expected: TF.max_pool2d(norm.bound(inputs, norm.stock(*inputs)), 3, 2),
+        grad_bounds=grad_bounds,
+    )
+
+
+@parametrize(rows(POOLED, (1, 16), BOTH, WAYS), SMOKE)
+def test_lrn_max_pool2d(row, compare):
+    generator = torch.Generator().manual_seed(0)
+    built = pooled_layer(row, generator)
+    comparison = forward(built) if row.direction == "forward" else backward(built, generator)
+    compare(comparison, row, "lrn_max_pool2d")

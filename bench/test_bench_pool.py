@@ -1,7 +1,8 @@
-"""Max, average and adaptive average pooling on layers of published networks, against torch.nn.functional."""
+"""Max pooling and its inverse, average and adaptive average pooling on published layers, against torch's."""
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ MAX_FULL = [
     *rows([find("alexnet.pool1"), find("googlenet.pool2")], (16,), BOTH, dtype=torch.float16),
 ]
 MAX_SMOKE = [*rows([find("alexnet.pool1")], (1,), BOTH), Row(find("alexnet.pool1"), direction="backward")]
+UNPOOL_FULL = rows(map(find, ("alexnet.pool1", "zfnet.pool1", "vgg16.pool3")), (1, 16), BOTH, WAYS)
+UNPOOL_SMOKE = rows([find("alexnet.pool2")], (1,), BOTH, WAYS)
 AVG_FULL = rows(AVG_POOLS, (1, 16), BOTH, WAYS)
 AVG_SMOKE = rows([find("densenet121.transition3")], directions=WAYS)
 ADAPTIVE_FULL = rows(ADAPTIVE_POOLS, (1, 16), BOTH, WAYS)
@@ -53,6 +56,26 @@ def test_max_pool2d(row, compare):
 
     bounds = {"bound": lambda inputs, expected: torch.zeros(()), "grad_bounds": grad_bounds}  # a maximum is exact
     run(row, compare, "max_pool2d", lambda x: F.max_pool2d(x, **args), stock, bounds)
+
+
+@parametrize(UNPOOL_FULL, UNPOOL_SMOKE)
+def test_max_unpool2d(row, compare):
+    case, generator = row.case, torch.Generator().manual_seed(0)
+    x = random_input(case.input_shape(row.batch), row, generator)
+    pooled, places = torch.nn.functional.max_pool2d(x, **case.kwargs, return_indices=True)
+    args = {name: case.kwargs[name] for name in ("kernel_size", "stride", "padding")}
+    args["output_size"] = pair(case.size)
+    exact = lambda *tensors: torch.zeros(())  # values are copied
+    layer = Layer(
+        fast=lambda y: F.max_unpool2d(y, places, **args),
+        stock=lambda y: torch.nn.functional.max_unpool2d(y, places, **args),
+        inputs=[pooled],
+        learned=[True],
+        bound=exact,
+        grad_bounds=lambda *tensors: [exact()],
+    )
+    built = forward(layer) if row.direction == "forward" else backward(layer, generator, reads_input=False)
+    compare(replace(built, moved=built.moved + places.nbytes), row, "max_unpool2d")
 
 
 @parametrize(AVG_FULL, AVG_SMOKE)
