@@ -4,7 +4,6 @@ python -m bench._training NETWORK fast|stock BATCH SIZE
 """
 
 import contextlib
-import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -110,10 +109,15 @@ def random_batch(batch: int, size: int) -> Tensor:
 
 
 def peak_bytes(step: Callable[[], object]) -> int:
-    """By how much a step raises the most memory that this process ever held."""
-    resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    """The most memory that this process ever held, once a step is done, beyond what it held before."""
+
+    def status(key: str) -> int:  # not getrusage: a process inherits the peak of the one that started it
+        (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+        return int(line.split()[1]) * 1024
+
+    resident = status("VmRSS:")
     step()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - resident
+    return status("VmHWM:") - resident
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 
 import torch
@@ -16,7 +16,7 @@ from .ops._face import FLOATING
 # Stock kernels that a fastcnn function falls back to. Others (linear, dropout, ...) are no business of fastcnn's.
 STOCK = {
     "convolution", "convolution_overrideable", "mkldnn_convolution", "max_pool2d_with_indices", "avg_pool2d",
-    "_adaptive_avg_pool2d", "adaptive_avg_pool2d", "avg_pool3d",
+    "_adaptive_avg_pool2d", "adaptive_avg_pool2d", "avg_pool3d", "max_unpool2d",
 }  # fmt: skip
 
 
@@ -103,9 +103,23 @@ def _conv2d(where: str, x: torch.Tensor, weight: torch.Tensor, geometry: tuple[i
     )  # fmt: skip
 
 
+def _bn_relu(where: str, x: torch.Tensor, weight: torch.Tensor, geometry: tuple[int, ...]) -> Choice:
+    conv = _conv2d(where, x, weight, geometry)
+    kernel = f"{conv.kernel}, then batch_norm_relu ({_library.cpu_capability()})"
+    why = f"{conv.why}; the batch's mean and variance are taken as the outputs are stored"
+    considered = [*conv.considered, "one pass over the output: its statistics must be known first"]
+    return replace(conv, op="conv2d_bn_relu", kernel=kernel, why=why, considered=considered)
+
+
 def _other(where: str, name: str, x: torch.Tensor) -> Choice:
     kernel = f"{name} ({_library.cpu_capability()})"
-    if name == "local_conv2d":
+    if name == "lrn_max_pool2d":
+        kernel = f"local_response_norm, then max_pool2d ({_library.cpu_capability()})"
+        lanes = "channels" if _channels_last(x) else "pixels"
+        why = f"both ops' kernels on bands that stay in cache; vectors over {lanes}, as they lie in memory"
+    elif name == "max_unpool2d":
+        why = "the only kernel; a plane's values in raster order, so that the same one wins in every run"
+    elif name == "local_conv2d":
         why = "the only kernel; vectors over samples, so that each weight is read once"
     elif name == "conv_transpose2d":
         why = "conv2d's kernel for its input gradient; vectors over output channels"
@@ -135,6 +149,8 @@ class _Recorder(TorchDispatchMode):
             if name in ("conv2d", "_conv2d"):
                 geometry = args[5] if name == "_conv2d" else (*args[4], *args[5], *args[6], args[7])
                 self.rows.append(_conv2d(where, args[0], args[1], tuple(geometry[:7])))
+            elif name in ("conv2d_bn_relu", "_conv2d_bn_relu"):
+                self.rows.append(_bn_relu(where, args[0], args[1], (*args[6], *args[7], *args[8], args[9])))
             else:
                 self.rows.append(_other(where, name.strip("_").removesuffix("_values"), args[0]))
         elif name in STOCK:

@@ -15,6 +15,7 @@ from bench._alternate import alternate
 from bench._gate import WrongResult, check
 from bench._layer import Layer, forward, sum_bounds
 from bench._stock import NETWORKS
+from bench._training import Step, difference, networks, random_batch
 from tests.cases import ALEXNET, RESNET50, VGG16
 
 ROOT = Path(__file__).parents[1]
@@ -163,6 +164,25 @@ def test_a_planted_fault_is_not_timed(tmp_path):
     assert info["ratio"] == pytest.approx(info["stock_median_s"] / info["fastcnn_median_s"])
     assert info["peak"] == "copy"
     assert {"gb_per_s", "fraction_of_peak", "threads", "isa", "torch"} <= info.keys()
+
+
+@pytest.mark.parametrize(("name", "size"), [("conv_local_11pct", 32), ("resnet18", 64)])
+def test_training_steps_are_compared(name, size):
+    """A step leaves the next one its numbers; a wrong weight in one layer shows."""
+    fast, stock = (Step(n, random_batch(4, size), s) for n, s in zip(networks(name), (False, True)))
+    first = fast()
+    assert fast().equal(first)
+    assert difference(fast, stock) < 1e-3
+    with torch.no_grad():
+        next(p for p in fast.network.parameters() if p.dim() == 4)[0] *= 1.5
+    assert difference(fast, stock) > 1e-2
+
+
+def test_memory_of_a_step():
+    """In a fresh process: the highest mark of this one may lie far above what it holds."""
+    program = "import torch; from bench._training import peak_bytes; print(peak_bytes(lambda: torch.ones(2**26)))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert 256 <= int(done.stdout) / 2**20 < 300
 
 
 def record(layer="alexnet.conv3", ratio=2.0, **changes):

@@ -330,3 +330,15 @@ def test_nan_and_inf_pass_through_as_in_torch(dtype):
     y = F.conv2d_bn_relu(x, weight, None, None, None, None, None, groups=3, training=True)
     assert y[:, 0].isnan().all()
     assert not y[:, 1:].isnan().any()
+
+
+def test_explain():
+    x, w = (2, 8, 9, 9), (16, 8, 3, 3)
+    training = lambda x, w: F.conv2d_bn_relu(x, w, None, None, None, None, None, training=True)
+    (row,) = fastcnn.explain(training, x, w).rows
+    (conv,) = fastcnn.explain(F.conv2d, x, w).rows
+    assert row.op == "conv2d_bn_relu"
+    assert row.kernel == f"{conv.kernel}, then batch_norm_relu ({fastcnn.cpu_capability()})"
+    assert row.tile == conv.tile
+    (folded,) = fastcnn.explain(fastcnn.nn.ConvBNReLU2d(8, 16, 3), x).rows  # one convolution in inference
+    assert (folded.op, folded.where) == ("conv2d", "conv")

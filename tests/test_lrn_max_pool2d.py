@@ -207,3 +207,10 @@ def test_module():
     assert torch.equal(m(x), want)
     with pytest.raises(ValueError, match="LRNMaxPool2d: expected an odd size with alpha_mode='sum', but got 4"):
         nn.LRNMaxPool2d(4, alpha_mode="sum")
+
+
+def test_explain():
+    (row,) = fastcnn.explain(nn.LRNMaxPool2d(5), (1, 8, 9, 9)).rows
+    assert row.op == "lrn_max_pool2d"
+    assert row.kernel == f"local_response_norm, then max_pool2d ({fastcnn.cpu_capability()})"
+    assert "vectors over pixels" in row.why

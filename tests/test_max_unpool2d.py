@@ -209,3 +209,11 @@ def test_indices_outside_are_refused(index, layout, overlap):
         F.max_unpool2d(x, indices, 2, overlap=overlap)
     with pytest.raises(RuntimeError, match=rf"invalid max index: {index} \(output volumes are of size 6x6\)"):
         unpool.ops.gather(torch.ones(2, 3, 6, 6), indices)
+
+
+def test_explain():
+    x, indices = (1, 3, 4, 4), torch.zeros(1, 3, 4, 4, dtype=torch.int64)
+    (row,) = fastcnn.explain(lambda x: F.max_unpool2d(x, indices, 2), x).rows
+    assert (row.op, row.kernel) == ("max_unpool2d", f"max_unpool2d ({fastcnn.cpu_capability()})")
+    (stock,) = fastcnn.explain(lambda x: torch.nn.functional.max_unpool2d(x, indices, 2), x).rows
+    assert stock.kernel == "stock PyTorch (ATen)"

@@ -13,12 +13,15 @@ from fastcnn.models.verify import example_batch
 from ._arguments import Json, sizes
 from ._output import print_json, stdout
 
-OPS = ("conv2d", "max_pool2d", "avg_pool2d", "local_response_norm")
+OPS = (
+    "conv2d", "conv2d_bn_relu", "conv_transpose2d", "local_conv2d", "max_pool2d", "avg_pool2d", "local_response_norm",
+    "lrn_max_pool2d",
+)  # fmt: skip
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def explain(
-    what: Annotated[str, typer.Argument(help="A model, or conv2d, max_pool2d, avg_pool2d, local_response_norm.")],
+    what: Annotated[str, typer.Argument(help=f"A model, or {', '.join(OPS)}.")],
     input: Annotated[str | None, typer.Option(help="Input sizes N,C,H,W; a model has its own.")] = None,
     out_channels: Annotated[int | None, typer.Option(min=1, help="As many as the input's if not given.")] = None,
     kernel_size: Annotated[int, typer.Option("--kernel", min=1, help="Kernel, window or number of channels.")] = 3,
@@ -45,6 +48,21 @@ def explain(
         try:
             if what == "conv2d":
                 module = fnn.Conv2d(channels, out_channels or channels, *window, groups)
+            elif what == "conv2d_bn_relu":
+                module = fnn.ConvBNReLU2d(channels, out_channels or channels, *window, groups)
+            elif what == "conv_transpose2d":
+                outputs = out_channels or channels
+                module = fnn.ConvTranspose2d(
+                    channels, outputs, kernel_size, stride, padding, groups=groups, dilation=dilation
+                )
+            elif what == "local_conv2d":
+                module = fnn.LocallyConnected2d(
+                    channels, out_channels or channels, kernel_size, shape[2:], stride, padding, dilation
+                )
+            elif what == "lrn_max_pool2d":
+                module = fnn.LRNMaxPool2d(
+                    5, kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation, groups=groups
+                )
             elif what == "max_pool2d":
                 module = fnn.MaxPool2d(*window)
             elif what == "avg_pool2d":
