@@ -37,7 +37,8 @@ def _set_threads(threads: int | None) -> int:
 
 
 Model = Annotated[str, typer.Argument(callback=_one, help="Name of a model.")]
-Models = Annotated[list[str] | None, typer.Argument(callback=_several, help=f"Names of models; by default {', '.join(TYPICAL)}.")]
+_DEFAULT = f"Names of models; by default {', '.join(TYPICAL)}."
+Models = Annotated[list[str] | None, typer.Argument(callback=_several, help=_DEFAULT)]
 Threads = Annotated[int | None, typer.Option(min=1, callback=_set_threads, help="Threads; by default torch's.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
