@@ -26,7 +26,7 @@ class TrainingCase:
 
 
 FULL = rows([TrainingCase("alexnet", 227), TrainingCase("resnet18", 112)], (32,), directions=("training",))
-SMOKE_ROWS = rows([TrainingCase("conv_local_11pct", 32), TrainingCase("resnet18", 48)], (4,), directions=("training",))
+SMOKE = rows([TrainingCase("resnet18", 48)], (2,), directions=("training",))
 
 
 def step_memory(row, side: str) -> int:
@@ -40,7 +40,7 @@ def step_memory(row, side: str) -> int:
 
 
 @pytest.mark.network
-@parametrize(FULL, SMOKE_ROWS)
+@parametrize(FULL, SMOKE)
 def test_training_step(row, time_in_turns, benchmark):
     x = random_batch(row.batch, row.case.size)
     fast, stock = (Step(n, x, s) for n, s in zip(networks(row.case.name), (False, True)))
