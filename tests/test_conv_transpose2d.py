@@ -12,9 +12,8 @@ from fastcnn import _config, nn
 from fastcnn.ops import conv_transpose2d as transposed
 from fastcnn.ops._define import memory_format
 from tests.cases import ALEXNET, RESNET50
+from tests.test_conv2d import DTYPES, LAYOUTS, tolerance
 
-LAYOUTS = (torch.contiguous_format, torch.channels_last)
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 GEOMETRY = ((2, 1), (1, 1), (1, 1), (1, 2), 2)  # stride, padding, output_padding, dilation, groups
 
 
@@ -42,14 +41,6 @@ def random_case(seed: int) -> dict:
         "layouts": [r.choice(LAYOUTS) for _ in range(3)],
         "bias": r.random() < 0.5,
     }
-
-
-def tolerance(dtype: torch.dtype, terms: int, scale: torch.Tensor) -> torch.Tensor:
-    """A sum of `terms` products in the accumulator type: rounding errors add up like a random walk, so
-    4 * sqrt(terms) * eps of the largest sum of magnitudes covers them; storing rounds once more, half an ulp."""
-    accumulator = torch.float64 if dtype == torch.float64 else torch.float32
-    eps = 4 * (terms + 4) ** 0.5 * torch.finfo(accumulator).eps
-    return (eps + torch.finfo(dtype).eps) * scale.clamp(min=1e-3)
 
 
 @pytest.mark.parametrize("seed", range(100))
