@@ -14,7 +14,9 @@ void panel(const WeightView& v, const ConvGeometry& g, const T* w, int64_t outpu
       const T* tap = w + (v.rotated ? g.kh - 1 - i : i) * v.si + (v.rotated ? g.kw - 1 - j : j) * v.sj;
       for (int64_t c = 0; c < g.group_in; ++c, out += L) {
         const T* from = tap + c * v.sc;
-        if (outputs == L) {
+        if (outputs == L && v.so == 1) {
+          store(out, load(from));
+        } else if (outputs == L) {
 #pragma GCC unroll 16
           for (int l = 0; l < L; ++l) out[l] = get(from[l * v.so]);
         } else {

@@ -19,9 +19,9 @@ constexpr int64_t kTasksPerThread = 8;
 // are multiples of it, so that they begin where a slot of moments does.
 constexpr int64_t kLeastPixels = kMomentPixels;
 
-// The packed gradients of a block: 256 KiB of float32 stay in L2 beside its inputs. Its pixels: as many as make the
+// The packed gradients of a block: 512 KiB of float32 stay in L2 beside its inputs. Its pixels: as many as make the
 // reading and writing of a tile of dw cheap, as few as leave its inputs in L1.
-constexpr int64_t kGradElements = 64 * 1024, kMostGradPixels = 3 * kLeastPixels;
+constexpr int64_t kGradElements = 128 * 1024, kMostGradPixels = 6 * kLeastPixels;
 
 // Vectors of output channels that the direct kernel takes at once, on narrow maps.
 constexpr int64_t kPanelsAtOnce = 4;
