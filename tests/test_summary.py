@@ -66,6 +66,13 @@ def test_receptive_field_is_the_gradients_support():
     assert summarize(model, (1, 1, 65, 65)).layers[-1].receptive_field == field
 
 
+def test_the_model_stays_what_it_was():
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Dropout()).train()
+    summarize(model, (1, 1, 8, 8))
+    assert model.training
+    assert model[0].weight.device.type == "cpu"
+
+
 def test_bottleneck_inception_macs():
     """Inception 4a's ancestor on 28x28x256: naive 854,196,224, with bottlenecks 271,351,808 multiply-adds."""
 

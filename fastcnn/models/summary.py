@@ -1,5 +1,6 @@
 """What each layer of a network costs: sizes, parameters, multiply-adds, receptive field; and the network's depth."""
 
+import copy
 import math
 import weakref
 from dataclasses import asdict, dataclass
@@ -146,16 +147,16 @@ def summarize(model: nn.Module, shape: tuple[int, ...], name: str = "model") -> 
     """The summary of `model` in evaluation mode for an input of `shape`, batch first. Computed without its values: a
     copy of the model on the meta device is run."""
     x = torch.empty(shape, device="meta")
-    copy = model.to("meta").eval()
+    own = copy.deepcopy(model).to("meta").eval()
     layers = []
     tracker = _Tracker(x)
-    with torch.no_grad(), record_calls(copy) as calls, tracker:
-        copy(x)
+    with torch.no_grad(), record_calls(own) as calls, tracker:
+        own(x)
     counted: set[int] = set()
     for call in calls:
         if not isinstance(call.output, Tensor):
             continue
-        own = 0 if id(call.module) in counted else sum(p.numel() for p in call.module.parameters())
+        parameters = 0 if id(call.module) in counted else sum(p.numel() for p in call.module.parameters())
         counted.add(id(call.module))
         reach = tracker.of(call.output)
         whole = reach is None or math.isinf(reach.field)
@@ -167,11 +168,11 @@ def summarize(model: nn.Module, shape: tuple[int, ...], name: str = "model") -> 
                 tuple(call.output.shape[1:]),
                 activations,
                 activations * call.output.element_size(),
-                own,
+                parameters,
                 _macs(call.module, call.output),
                 _in_place(call.module, call.input, call.output),
                 None if whole or reach is None else int(reach.field),
             )
         )
-    parameters = sum(p.numel() for p in model.parameters())
-    return Summary(name, tuple(shape[1:]), layers, parameters, sum(layer.macs for layer in layers), tracker.deepest)
+    total = sum(p.numel() for p in model.parameters())
+    return Summary(name, tuple(shape[1:]), layers, total, sum(layer.macs for layer in layers), tracker.deepest)
