@@ -24,10 +24,9 @@ _REPLACED = {
     torch.nn.AdaptiveAvgPool2d: nn.AdaptiveAvgPool2d,
     torch.nn.LocalResponseNorm: nn.LocalResponseNorm,
 }
-_LRN_DEFAULTS = {"alpha_mode": "mean", "groups": 1, "activation": None}
 
 
-class _Fused:
+class _Fused(torch.nn.Module):
     """A member of a convolution, batch normalization and maybe ReLU that run as one while none of them has hooks."""
 
     _fastcnn_chain: tuple[torch.nn.Module, ...]
@@ -46,18 +45,22 @@ class FusedConv2d(_Fused, nn.Conv2d):
         return fused_forward(self, bn, input, None, bool(relu))
 
 
-class FusedBatchNorm2d(_Fused, torch.nn.BatchNorm2d):
-    """Done by the convolution before it."""
+class _Done(_Fused):
+    """A member whose work the convolution before it has done."""
 
     def forward(self, input):
         return input if self._live() else super().forward(input)
 
 
-class FusedReLU(_Fused, torch.nn.ReLU):
-    """Done by the convolution before it."""
+class FusedBatchNorm2d(_Done, torch.nn.BatchNorm2d):
+    """The normalization of a chain."""
 
-    def forward(self, input):
-        return input if self._live() else super().forward(input)
+
+class FusedReLU(_Done, torch.nn.ReLU):
+    """The activation of a chain."""
+
+
+_FUSED = {torch.nn.Conv2d: FusedConv2d, torch.nn.BatchNorm2d: FusedBatchNorm2d, torch.nn.ReLU: FusedReLU}
 
 
 @dataclass(frozen=True)
@@ -141,8 +144,6 @@ def revert_(model: torch.nn.Module) -> torch.nn.Module:
         if original is not None:
             module.__class__ = original
             vars(module).pop("_fastcnn_chain", None)
-            for name in vars(module).pop("_fastcnn_added", ()):
-                vars(module).pop(name, None)
     return model
 
 
@@ -158,8 +159,6 @@ def _replace(name: str, module: torch.nn.Module, filter_fn) -> Converted:
         return Converted(name, kind.__name__, False, reason=reason)
     cls = _REPLACED[kind]
     _become(module, cls)
-    if kind is torch.nn.LocalResponseNorm:
-        vars(module).update(_LRN_DEFAULTS, _fastcnn_added=tuple(_LRN_DEFAULTS))
     return Converted(name, kind.__name__, True, f"fastcnn.nn.{cls.__name__}")
 
 
@@ -181,11 +180,10 @@ def _refusal(name: str, module: torch.nn.Module, filter_fn) -> str:
 
 def _fuse(name: str, module: torch.nn.Module, chain: tuple[torch.nn.Module, ...]) -> Converted:
     kind = type(module)
-    cls: type = {0: FusedConv2d, 1: FusedBatchNorm2d, 2: FusedReLU}[next(i for i, m in enumerate(chain) if m is module)]
-    _become(module, cls)
+    _become(module, _FUSED[kind])
     vars(module)["_fastcnn_chain"] = chain
     what = "conv2d_bn_relu" if len(chain) == 3 else "conv2d_bn_relu without ReLU"
-    return Converted(name, kind.__name__, True, what if cls is FusedConv2d else f"part of {what}")
+    return Converted(name, kind.__name__, True, what if module is chain[0] else f"part of {what}")
 
 
 def _chains(model: torch.nn.Module, filter_fn) -> tuple[list[tuple[torch.nn.Module, ...]], str]:

@@ -25,28 +25,19 @@ inline __attribute__((always_inline)) void each_vector_of(const BatchNormReluPar
   }
 }
 
-template <class T>
-inline V<Acc<T>> some(const T* p, int lanes) {
-  return lanes == kLanes<T> ? load(p) : load(p, lanes);
-}
-template <class T>
-inline void some(T* p, V<Acc<T>> v, int lanes) {
-  lanes == kLanes<T> ? store(p, v) : store(p, v, lanes);
-}
-
 template <class A>
 inline V<A> of_channel(const BatchNormReluParams& p, const void* values, int64_t c, int lanes) {
   const A* at = static_cast<const A*>(values) + c;
-  return p.channels_last ? some(at, lanes) : splat(*at);
+  return p.channels_last ? load_part(at, lanes) : splat(*at);
 }
 
 // The gradient behind the activation: zero where ReLU let nothing through.
 template <class T>
 inline V<Acc<T>> through(const BatchNormReluParams& p, int64_t at, int64_t c, int lanes, V<Acc<T>> z) {
   using A = Acc<T>;
-  const V<A> g = some(static_cast<const T*>(p.grad) + at, lanes);
+  const V<A> g = load_part(static_cast<const T*>(p.grad) + at, lanes);
   if (!p.relu) return g;
-  const V<A> y = p.y ? some(static_cast<const T*>(p.y) + at, lanes)
+  const V<A> y = p.y ? load_part(static_cast<const T*>(p.y) + at, lanes)
                      : z * of_channel<A>(p, p.scale, c, lanes) + of_channel<A>(p, p.shift, c, lanes);
   return y <= 0 ? V<A>{} : g;
 }
@@ -58,10 +49,10 @@ void forward(const BatchNormReluParams& p, int64_t begin, int64_t end) {
   T* y = static_cast<T*>(p.out);
   for (int64_t unit = begin; unit < end; ++unit)
     each_vector_of<T>(p, unit, [&](int64_t at, int64_t c, int lanes) {
-      V<A> u = some(z + at, lanes) * of_channel<A>(p, p.scale, c, lanes) + of_channel<A>(p, p.shift, c, lanes);
-      if (residual) u += some(residual + at, lanes);
+      V<A> u = load_part(z + at, lanes) * of_channel<A>(p, p.scale, c, lanes) + of_channel<A>(p, p.shift, c, lanes);
+      if (residual) u += load_part(residual + at, lanes);
       if (p.relu) u = u < 0 ? V<A>{} : u;  // a NaN stays
-      some(y + at, u, lanes);
+      store_part(y + at, u, lanes);
     });
 }
 
@@ -71,7 +62,7 @@ void sums(const BatchNormReluParams& p, int64_t begin, int64_t end) {
   constexpr int L = kLanes<T>;
   const T* z = static_cast<const T*>(p.z);
   const auto add = [&](int64_t at, int64_t c, int lanes, V<A> mean, V<A>& s, V<A>& q) {
-    const V<A> value = some(z + at, lanes), g = through<T>(p, at, c, lanes, value);
+    const V<A> value = load_part(z + at, lanes), g = through<T>(p, at, c, lanes, value);
     s += g;
     q += g * (value - mean);
   };
@@ -111,8 +102,8 @@ void sums(const BatchNormReluParams& p, int64_t begin, int64_t end) {
         }
       for (int v = 0; v < kVectors && v * L < left; ++v) {
         const int lanes = left - v * L < L ? int(left - v * L) : L;
-        some(out + c0 + v * L, s[v], lanes);
-        some(out + p.channels + c0 + v * L, q[v], lanes);
+        store_part(out + c0 + v * L, s[v], lanes);
+        store_part(out + p.channels + c0 + v * L, q[v], lanes);
       }
     }
   }
@@ -124,12 +115,12 @@ void backward(const BatchNormReluParams& p, int64_t begin, int64_t end) {
   const T* z = static_cast<const T*>(p.z);
   for (int64_t unit = begin; unit < end; ++unit)
     each_vector_of<T>(p, unit, [&](int64_t at, int64_t c, int lanes) {
-      const V<A> value = some(z + at, lanes), g = through<T>(p, at, c, lanes, value);
-      some(static_cast<T*>(p.out) + at,
-           g * of_channel<A>(p, p.of_grad, c, lanes) + value * of_channel<A>(p, p.of_z, c, lanes) +
-               of_channel<A>(p, p.constant, c, lanes),
-           lanes);
-      if (p.masked) some(static_cast<T*>(p.masked) + at, g, lanes);
+      const V<A> value = load_part(z + at, lanes), g = through<T>(p, at, c, lanes, value);
+      store_part(static_cast<T*>(p.out) + at,
+                 g * of_channel<A>(p, p.of_grad, c, lanes) + value * of_channel<A>(p, p.of_z, c, lanes) +
+                     of_channel<A>(p, p.constant, c, lanes),
+                 lanes);
+      if (p.masked) store_part(static_cast<T*>(p.masked) + at, g, lanes);
     });
 }
 

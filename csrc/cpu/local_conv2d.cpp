@@ -91,36 +91,19 @@ void weight_tile(const A* x, int64_t block_size, int64_t block, int64_t samples,
     for (int v = 0; v < NV; ++v) store(tile + (m * NV + v) * L, acc[m][v]);
 }
 
-template <class A>
-using ForwardTile = void (*)(const A*, const Taps&, const A*, int64_t, A*);
-template <class A>
-using InputTile = void (*)(const A*, int64_t, const A*, int64_t, const int64_t*, const int64_t*, A*);
-template <class A>
-using WeightTile = void (*)(const A*, int64_t, int64_t, int64_t, const int64_t*, const A*, int64_t, A*);
+template <int N>
+struct Count {
+  static constexpr int value = N;
+};
 
-template <class A, int M, int NV>
-ForwardTile<A> forward_tile_of(int64_t m, int64_t vectors) {
-  if (m < M)
-    if constexpr (M > 1) return forward_tile_of<A, M - 1, NV>(m, vectors);
-  if (vectors < NV)
-    if constexpr (NV > 1) return forward_tile_of<A, M, NV - 1>(m, vectors);
-  return &forward_tile<A, M, NV>;
-}
-template <class A, int M, int NV>
-InputTile<A> input_tile_of(int64_t m, int64_t vectors) {
-  if (m < M)
-    if constexpr (M > 1) return input_tile_of<A, M - 1, NV>(m, vectors);
-  if (vectors < NV)
-    if constexpr (NV > 1) return input_tile_of<A, M, NV - 1>(m, vectors);
-  return &input_tile<A, M, NV>;
-}
-template <class A, int M, int NV>
-WeightTile<A> weight_tile_of(int64_t m, int64_t vectors) {
-  if (m < M)
-    if constexpr (M > 1) return weight_tile_of<A, M - 1, NV>(m, vectors);
-  if (vectors < NV)
-    if constexpr (NV > 1) return weight_tile_of<A, M, NV - 1>(m, vectors);
-  return &weight_tile<A, M, NV>;
+// f(Count<m>{}, Count<vectors>{}), m up to M and vectors up to NV.
+template <int M, int NV, class F>
+auto sized(int64_t m, int64_t vectors, const F& f) {
+  if constexpr (M > 1)
+    if (m < M) return sized<M - 1, NV>(m, vectors, f);
+  if constexpr (NV > 1)
+    if (vectors < NV) return sized<M, NV - 1>(m, vectors, f);
+  return f(Count<M>{}, Count<NV>{});
 }
 
 template <class T>
@@ -219,7 +202,8 @@ struct Kernel {
       if (position != found) find_taps(found = position, 0, C, taps);
       int64_t row;
       const A* own = weights(w + (position * O + o0) * filter, o1 - o0, filter, converted, row);
-      const ForwardTile<A> compute = forward_tile_of<A, kM, kNV>(o1 - o0, p.vectors);
+      const auto compute =
+          sized<kM, kNV>(o1 - o0, p.vectors, [](auto m, auto v) { return &forward_tile<A, m.value, v.value>; });
       for (int64_t number = 0; number < p.blocks; ++number) {
         compute(samples + number * block_size, taps, own, row, tile);
         for (int64_t o = o0; o < o1; ++o) {
@@ -262,7 +246,9 @@ struct Kernel {
         const int64_t tiles = (taps.count + kM - 1) / kM;
         for (int64_t t = 0; t < tiles; ++t) {
           const int64_t k0 = t * taps.count / tiles, k1 = (t + 1) * taps.count / tiles;
-          input_tile_of<A, kM, kNV>(k1 - k0, p.vectors)(gradient, O, own, row, taps.at + k0, taps.weight + k0, dx);
+          const auto compute =
+              sized<kM, kNV>(k1 - k0, p.vectors, [](auto m, auto v) { return &input_tile<A, m.value, v.value>; });
+          compute(gradient, O, own, row, taps.at + k0, taps.weight + k0, dx);
         }
       }
       write_input(number, c0, c1, dx);
@@ -307,7 +293,8 @@ struct Kernel {
       const int64_t tiles = (taps.count + kWeights - 1) / kWeights;
       for (int64_t t = 0; t < tiles; ++t) {
         const int64_t k0 = t * taps.count / tiles, k1 = (t + 1) * taps.count / tiles;
-        const auto compute = weight_tile_of<A, kWeights, kPanels>(k1 - k0, vectors);
+        const auto compute = sized<kWeights, kPanels>(k1 - k0, vectors,
+                                                      [](auto m, auto v) { return &weight_tile<A, m.value, v.value>; });
         compute(samples, block_size, block, N, taps.at + k0, gradient, pitch, tile);
         for (int64_t o = 0; o < outputs; ++o)
           for (int64_t k = k0; k < k1; ++k) put(dw + o * filter + taps.weight[k], tile[(k - k0) * vectors * L + o]);

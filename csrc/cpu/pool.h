@@ -21,15 +21,6 @@ inline __attribute__((always_inline)) void each_vector(int64_t count, const F& f
   if (i < count) f(count - Lanes, Lanes);
 }
 
-template <class T>
-inline V<Acc<T>> load_part(const T* p, int n) {
-  return n == kLanes<T> ? load(p) : load(p, n);
-}
-template <class T>
-inline void store_part(T* p, V<Acc<T>> v, int n) {
-  n == kLanes<T> ? store(p, v) : store(p, v, n);
-}
-
 // The larger of the best so far and a new value, or the new one if it is NaN. A NaN stays: no value compares greater.
 template <class VA>
 inline VA max_or_nan(VA best, VA v) {

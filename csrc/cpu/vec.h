@@ -158,4 +158,14 @@ inline V<float> load(const float* p, int n) { return (V<float>)_mm512_maskz_load
 inline void store(float* p, V<float> v, int n) { _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), (__m512)v); }
 #endif
 
+// n lanes at p, of which a whole vector is the fast case.
+template <class T>
+inline V<Acc<T>> load_part(const T* p, int n) {
+  return n == kLanes<T> ? load(p) : load(p, n);
+}
+template <class T>
+inline void store_part(T* p, V<Acc<T>> v, int n) {
+  n == kLanes<T> ? store(p, v) : store(p, v, n);
+}
+
 }  // namespace fastcnn::FASTCNN_ISA

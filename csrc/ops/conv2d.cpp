@@ -61,8 +61,7 @@ Tensor pack(const WeightView& view, const ConvGeometry& g, Dtype dtype, const Te
   const ConvAlgorithm algorithm = choose_conv2d(g, dtype, cpu_isa());
   const int32_t lanes = lanes_of(dtype, cpu_isa());
   const int64_t size = packed_conv2d_size(g, algorithm, lanes);
-  Tensor packed =
-      empty({size}, like, MemoryFormat::Contiguous, dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float);
+  Tensor packed = empty({size}, like, MemoryFormat::Contiguous, accumulator_type(dtype));
   const int64_t panel = int64_t{g.kh} * g.kw * terms(g, algorithm) * lanes;
   void* out = packed.mutable_data_ptr();
   if (size)
@@ -88,8 +87,8 @@ std::unique_ptr<char[]> pad_bias(const Tensor& bias, const ConvGeometry& g, Dtyp
   const bool grouped = choose_conv2d(g, dtype, cpu_isa()) == ConvAlgorithm::lane_grouped;
   const int64_t parts = grouped ? 1 : g.groups, width = bias.size(0) / parts,
                 padded = (width + lanes - 1) / lanes * lanes;
-  const ScalarType type = dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float;
-  const size_t bytes = dtype == Dtype::f64 ? 8 : 4;
+  const ScalarType type = accumulator_type(dtype);
+  const size_t bytes = accumulator_size(dtype);
   std::unique_ptr<char[]> out(new char[parts * padded * bytes]());
   const Tensor from = bias.scalar_type() == type ? bias : torch::stable::to(bias, type);
   const char* src = static_cast<const char*>(from.const_data_ptr());
@@ -123,7 +122,7 @@ void run(const Conv2dParams& p) {
   const int64_t work = p.ym.n * p.ym.h * p.ym.w * p.ym.c * p.g.kh * p.g.kw * p.g.group_in;
   const Conv2dPlan plan = plan_conv2d(p, cpu_isa(), work < kSerialWork ? 1 : num_threads());
   check_copy(plan.scratch);
-  const int64_t element = p.dtype == Dtype::f64 ? 8 : 4;
+  const int64_t element = accumulator_size(p.dtype);
   run_tasks(plan.tasks, plan.scratch * element, work, [&](void* scratch, int64_t b, int64_t e) {
     if (plan.algorithm == ConvAlgorithm::lane_grouped)
       FASTCNN_CPU(conv2d_lane_grouped)(p, plan, scratch, b, e);
@@ -146,7 +145,7 @@ Moments make_moments(const Map& ym, Dtype dtype) {
   Moments m;
   m.slots = moment_slots(ym);
   m.row = ym.w, m.pixels = ym.n * ym.h * ym.w;
-  m.data.reset(new char[m.slots * 2 * ym.c * (dtype == Dtype::f64 ? 8 : 4)]);
+  m.data.reset(new char[m.slots * 2 * ym.c * accumulator_size(dtype)]);
   return m;
 }
 
@@ -170,7 +169,7 @@ Tensor convolve(const Tensor& input, const Tensor& weight, const OptionalTensor&
                   ", expected bias to be 1-dimensional with ", weight.size(0), " elements, but got bias of size ",
                   str(*bias));
     // Beside a packed weight, which is of the accumulator type, the bias may be, too.
-    const ScalarType wide = dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float;
+    const ScalarType wide = accumulator_type(dtype);
     if (!packed || bias->scalar_type() != wide) check_same_dtype(kOp, "bias", input, *bias);
   }
   if (residual) {
@@ -186,8 +185,7 @@ Tensor convolve(const Tensor& input, const Tensor& weight, const OptionalTensor&
   if (!y.numel()) return y;
   const int64_t expected = packed_conv2d_size(p.g, choose_conv2d(p.g, dtype, cpu_isa()), lanes_of(dtype, cpu_isa()));
   if (packed)
-    FASTCNN_CHECK(packed->numel() == expected && packed->dim() == 1 &&
-                      packed->scalar_type() == (dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float),
+    FASTCNN_CHECK(packed->numel() == expected && packed->dim() == 1 && packed->scalar_type() == accumulator_type(dtype),
                   kOp, ": expected packed weight of ", expected, " elements, but got ", str(*packed));
   const Tensor held = packed ? *packed : pack(forward_view(weight, a.groups), p.g, dtype, weight);
   p.packed = held.const_data_ptr();
@@ -336,12 +334,12 @@ Tensor conv2d_backward_weight(const Tensor& grad, const Tensor& input, const Int
   p.grad = g.const_data_ptr(), p.gm = map_of(g);
   const Conv2dWeightGradPlan plan = plan_conv2d_weight_grad(p, cpu_isa());
   check_copy(plan.scratch + plan.scratch_grad + plan.scratch_panels);
-  const ScalarType type = dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float;
+  const ScalarType type = accumulator_type(dtype);
   const int64_t taps = int64_t{p.g.kh} * p.g.kw * p.g.group_in * plan.panels * plan.lanes;
   const bool grouped = plan.algorithm == ConvAlgorithm::lane_grouped;
   const Tensor sums = empty({grouped ? taps : p.g.groups * taps}, grad, MemoryFormat::Contiguous, type);
   p.dw = sums.mutable_data_ptr();
-  const int64_t bytes = (plan.scratch + plan.scratch_grad + plan.scratch_panels) * (dtype == Dtype::f64 ? 8 : 4);
+  const int64_t bytes = (plan.scratch + plan.scratch_grad + plan.scratch_panels) * accumulator_size(dtype);
   const int64_t work = grad.numel() * p.g.kh * p.g.kw * p.g.group_in;
   parallel_for(plan.units, work < kSerialWork ? plan.units : 1, [&](int64_t b, int64_t e) {
     if (grouped)

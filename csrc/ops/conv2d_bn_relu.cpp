@@ -17,8 +17,6 @@ constexpr const char* kOp = "conv2d_bn_relu";
 // Elements below which waking the pool costs more than a second thread saves.
 constexpr int64_t kSerialElements = 16 * 1024;
 
-ScalarType accumulator(Dtype d) { return d == Dtype::f64 ? ScalarType::Double : ScalarType::Float; }
-
 // One value a channel; `missing` where there is no tensor.
 Doubles values(const char* argument, const OptionalTensor& t, int64_t channels, double missing) {
   if (!t) return Doubles(channels, missing);
@@ -30,7 +28,7 @@ Doubles values(const char* argument, const OptionalTensor& t, int64_t channels, 
   return Doubles(v, v + channels);
 }
 
-// Values in the accumulator type, padded: kernels read whole vectors.
+// Values in the accumulator type.
 class Channels {
  public:
   Channels(const Doubles& v, Dtype dtype) {
@@ -139,7 +137,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor
     p.out = y.mutable_data_ptr();
     parallel_for(units_of(p, z), grain(p), [&](int64_t b, int64_t e) { FASTCNN_CPU(batch_norm_relu)(p, b, e); });
   }
-  return {y, z, tensor_of(mean, z, accumulator(dtype)), tensor_of(var, z, accumulator(dtype))};
+  return {y, z, tensor_of(mean, z, accumulator_type(dtype)), tensor_of(var, z, accumulator_type(dtype))};
 }
 
 // S and Q of every channel: the units' sums in their order, in double.
@@ -183,7 +181,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Te
     p.scale = scale.data(), p.shift = shift.data(), p.mean = centre.data();
     p.grad = g.const_data_ptr();
     if (y) p.y = out.const_data_ptr();
-    std::vector<char> sums(units * 2 * (p.channels_last ? channels : 1) * (dtype == Dtype::f64 ? 8 : 4));
+    std::vector<char> sums(units * 2 * (p.channels_last ? channels : 1) * accumulator_size(dtype));
     p.sums = sums.data();
     parallel_for(units, grain(p), [&](int64_t b, int64_t e) { FASTCNN_CPU(batch_norm_relu_sums)(p, b, e); });
     dtype == Dtype::f64 ? total<double>(sums, p, units, s, q) : total<float>(sums, p, units, s, q);
@@ -200,7 +198,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Te
     parallel_for(units, grain(p), [&](int64_t b, int64_t e) { FASTCNN_CPU(batch_norm_relu_backward)(p, b, e); });
   }
   for (int64_t c = 0; c < channels; ++c) q[c] *= a.invstd[c];
-  return {dz, dr, tensor_of(q, z, accumulator(dtype)), tensor_of(s, z, accumulator(dtype))};
+  return {dz, dr, tensor_of(q, z, accumulator_type(dtype)), tensor_of(s, z, accumulator_type(dtype))};
 }
 
 }  // namespace

@@ -72,7 +72,7 @@ int64_t terms(const ConvGeometry& g, ConvAlgorithm algorithm) {
 
 int32_t lanes_of(Dtype dtype, Isa isa) {
   const int32_t bytes = isa == Isa::avx512 ? 64 : isa == Isa::avx2 ? 32 : 16;
-  return bytes / (dtype == Dtype::f64 ? 8 : 4);
+  return bytes / accumulator_size(dtype);
 }
 
 ConvAlgorithm choose_conv2d(const ConvGeometry& g, Dtype dtype, Isa isa) {

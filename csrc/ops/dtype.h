@@ -15,6 +15,9 @@ struct BFloat16 {
 
 constexpr int64_t size_of(Dtype d) { return d == Dtype::f64 ? 8 : d == Dtype::f32 ? 4 : 2; }
 
+// Kernels sum in float64 for float64, in float32 for all others.
+constexpr int64_t accumulator_size(Dtype d) { return d == Dtype::f64 ? 8 : 4; }
+
 // Calls f with a value of the element type that `d` names: switch_dtype(d, [&](auto t) { kernel<decltype(t)>(p); }).
 template <class F>
 inline void switch_dtype(Dtype d, const F& f) {

@@ -12,7 +12,6 @@ constexpr const char* kOp = "local_conv2d";
 constexpr int64_t kMost = int64_t{1} << 31;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t element(const LocalConv2dParams& p) { return p.dtype == Dtype::f64 ? 8 : 4; }
 int64_t filter(const LocalConv2dParams& p) { return p.xm.c * p.kh * p.kw; }
 int64_t positions(const LocalConv2dParams& p) { return p.ym.h * p.ym.w; }
 
@@ -40,7 +39,7 @@ LocalConv2dParams geometry(const Ints& x, const Tensor& like, int64_t outputs, c
   p.xm = {x[0], x[1], x[2], x[3], 0, 0, 0, 0};
   p.ym = {x[0], outputs, output_size(x[2], k.h, s.h, pad.h, d.h), output_size(x[3], k.w, s.w, pad.w, d.w), 0, 0, 0, 0};
   const int64_t bytes = cpu_isa() == Isa::avx512 ? 64 : cpu_isa() == Isa::avx2 ? 32 : 16;
-  p.lanes = bytes / element(p);
+  p.lanes = bytes / accumulator_size(p.dtype);
   // Blocks of equal size: no vector but the last of all has lanes without a sample.
   const int64_t vectors = std::max<int64_t>(1, ceil_div(x[0], p.lanes));
   p.blocks = ceil_div(vectors, local_vectors(cpu_isa())), p.vectors = ceil_div(vectors, p.blocks);
@@ -76,8 +75,7 @@ void check_grad(const Tensor& g, const LocalConv2dParams& p) {
 Ints sizes(const Tensor& t) { return Ints(t.sizes().begin(), t.sizes().end()); }
 
 Tensor copy_of(const Tensor& like, const LocalConv2dParams& p, int64_t elements) {
-  return empty({elements}, like, MemoryFormat::Contiguous,
-               p.dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float);
+  return empty({elements}, like, MemoryFormat::Contiguous, accumulator_type(p.dtype));
 }
 
 // kernel(begin, end) for units of `work` multiply-adds.
@@ -173,13 +171,13 @@ std::tuple<Tensor, Tensor> local_conv2d_backward_weight(const Tensor& grad, cons
 }  // namespace
 
 int64_t local_conv2d_scratch(const LocalConv2dParams& p) {
-  return 64 + filter(p) * (2 * int64_t{sizeof(int64_t)} + kLocalOutputs * element(p));
+  return 64 + filter(p) * (2 * int64_t{sizeof(int64_t)} + kLocalOutputs * accumulator_size(p.dtype));
 }
 
 int64_t local_conv2d_backward_input_scratch(const LocalConv2dParams& p) {
   const int64_t weights = p.channels * p.kh * p.kw;
   const int64_t dx = p.channels * p.xm.h * p.xm.w * p.vectors * p.lanes;
-  return 64 + 2 * int64_t{sizeof(int64_t)} * weights + (dx + p.ym.c * weights) * element(p);
+  return 64 + 2 * int64_t{sizeof(int64_t)} * weights + (dx + p.ym.c * weights) * accumulator_size(p.dtype);
 }
 
 }  // namespace fastcnn

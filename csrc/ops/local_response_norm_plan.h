@@ -40,6 +40,6 @@ inline void set_units(LocalResponseNormParams& p, bool backward) {
   }
 }
 
-inline int64_t scratch_bytes(const LocalResponseNormParams& p) { return p.scratch * (p.dtype == Dtype::f64 ? 8 : 4); }
+inline int64_t scratch_bytes(const LocalResponseNormParams& p) { return p.scratch * accumulator_size(p.dtype); }
 
 }  // namespace fastcnn

@@ -75,7 +75,7 @@ template <class Kernel>
 void run(const SparseConv2dParams& p, int64_t units, int64_t samples, const Kernel& kernel) {
   const int64_t work = samples * p.links * p.kh * p.kw * p.ym.h * p.ym.w;  // multiply-accumulates a unit
   parallel_for(units, 1 + 65536 / std::max<int64_t>(work, 1), [&](int64_t b, int64_t e) {
-    std::vector<double> scratch((p.scratch * (p.dtype == Dtype::f64 ? 8 : 4) + 7) / 8);
+    std::vector<double> scratch((p.scratch * accumulator_size(p.dtype) + 7) / 8);
     kernel(p, b, e, scratch.data());
   });
 }

@@ -60,6 +60,8 @@ inline Dtype dtype_of(const char* op, const Tensor& t) {
   return Dtype::f32;
 }
 
+inline ScalarType accumulator_type(Dtype d) { return d == Dtype::f64 ? ScalarType::Double : ScalarType::Float; }
+
 inline std::string str(const Tensor& t) {
   std::string s = "[";
   for (int64_t d = 0; d < t.dim(); ++d) s += (d ? ", " : "") + std::to_string(t.size(d));

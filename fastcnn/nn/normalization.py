@@ -11,6 +11,9 @@ class LocalResponseNorm(torch.nn.LocalResponseNorm):
     Beyond torch: alpha_mode 'sum' (the formula of Krizhevsky et al. 2012), groups, activation 'relu' before it.
     """
 
+    # Of the class, too: a torch module that takes this class over has none of its own.
+    alpha_mode, groups, activation = "mean", 1, None
+
     def __init__(self, size, alpha=1e-4, beta=0.75, k=1.0, *, alpha_mode="mean", groups=1, activation=None):
         super().__init__(size, alpha, beta, k)
         _check("LocalResponseNorm", size, alpha_mode, activation)
