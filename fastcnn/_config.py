@@ -33,6 +33,11 @@ class Config:
     accuracy: str
     policy: str
 
+    @property
+    def level(self) -> int:
+        """The accuracy as the ops take it."""
+        return ACCURACIES.index(self.accuracy)
+
 
 config = Config(
     disabled=_flag("FASTCNN_DISABLE"),

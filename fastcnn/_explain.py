@@ -65,7 +65,7 @@ def _describe(x: torch.Tensor) -> str:
     return f"{str(x.dtype).removeprefix('torch.')} {'x'.join(map(str, x.shape))} {layout}"
 
 
-def _conv2d(where: str, x: torch.Tensor, weight: torch.Tensor, geometry: tuple[int, ...]) -> Choice:
+def _conv2d(where: str, x: torch.Tensor, weight: torch.Tensor, geometry: tuple[int, ...], accuracy: int) -> Choice:
     plan = _library._C.explain_conv2d(
         tuple(x.shape),
         tuple(weight.shape),
@@ -74,10 +74,16 @@ def _conv2d(where: str, x: torch.Tensor, weight: torch.Tensor, geometry: tuple[i
         x.dtype == torch.float64,
         x.dtype == torch.bfloat16,
         _channels_last(x),
+        accuracy,
     )
     isa, groups = _library.cpu_capability(), geometry[6]
-    considered = ["winograd: not built yet; the direct sum is exact in every accuracy mode"]
-    if plan["algorithm"] == "lane_grouped":
+    considered, unit = [], "pixels"
+    if plan["algorithm"] == "winograd":
+        unit = "4x4 tiles"
+        why = "3x3 of stride 1: F(4x4, 3x3) multiplies a quarter as often; its error is about twice the direct sum's"
+        considered.append("direct: what set_accuracy('strict') runs")
+        tile = f"{14 if isa == 'avx512' else 6} tiles x {2 * plan['lanes']} output channels"
+    elif plan["algorithm"] == "lane_grouped":
         why = f"{weight.shape[1]} channels in and out per group: whole groups lie side by side in a vector"
         considered.append("direct: would leave most lanes of a vector idle")
         tile = f"up to 8 pixels x {plan['lanes']} channels"
@@ -89,22 +95,36 @@ def _conv2d(where: str, x: torch.Tensor, weight: torch.Tensor, geometry: tuple[i
             tile = f"{narrow} pixels x {4 * plan['lanes']} output channels (the map is narrow)"
         if groups > 1:
             considered.append("lane_grouped: needs 1, 2, 4 or 8 channels per group, as many in as out")
+    if plan["algorithm"] != "winograd":
+        considered.append(f"winograd: {_no_winograd(weight, geometry, accuracy)}")
     if plan["algorithm"] == "direct_bf16":
         why += "; bfloat16 products of two channels added by one instruction"
     if plan["one_row"]:
         why += "; 1x1: all pixels as one row"
     if plan["staged"]:
         why += f"; input copied in blocks of {plan['scratch_bytes'] // 1024} KiB: padding, layout or dtype"
-    tile += f"; {plan['tasks']} tasks of {plan['rows']}x{plan['cols']} pixels"
+    tile += f"; {plan['tasks']} tasks of {plan['rows']}x{plan['cols']} {unit}"
     return Choice(
         where, "conv2d", f"{_describe(x)}, weight {'x'.join(map(str, weight.shape))}, groups {groups}",
         f"{plan['algorithm']} ({isa})", tile, why, considered,
-        "FASTCNN_CPU_CAPABILITY lowers the instruction set, FASTCNN_DISABLE=1 runs stock PyTorch",
+        "set_accuracy('strict') leaves out Winograd, FASTCNN_CPU_CAPABILITY lowers the instruction set, "
+        "FASTCNN_DISABLE=1 runs stock PyTorch",
     )  # fmt: skip
 
 
-def _bn_relu(where: str, x: torch.Tensor, weight: torch.Tensor, geometry: tuple[int, ...]) -> Choice:
-    conv = _conv2d(where, x, weight, geometry)
+def _no_winograd(weight: torch.Tensor, geometry: tuple[int, ...], accuracy: int) -> str:
+    """Why a convolution that does not run by Winograd's algorithm does not."""
+    if tuple(weight.shape[2:]) != (3, 3) or tuple(geometry[:2] + geometry[4:6]) != (1, 1, 1, 1):
+        return "needs a 3x3 kernel, stride 1 and dilation 1"
+    if accuracy == 0:
+        return "accuracy is 'strict'"
+    if min(weight.shape[1], weight.shape[0] // geometry[6]) < 16:
+        return "needs 16 channels in and out per group"
+    return "too few pixels to repay its weights, of which there are four times as many"
+
+
+def _bn_relu(where: str, x: torch.Tensor, weight: torch.Tensor, geometry: tuple[int, ...], accuracy: int) -> Choice:
+    conv = _conv2d(where, x, weight, geometry, accuracy)
     kernel = f"{conv.kernel}, then batch_norm_relu ({_library.cpu_capability()})"
     why = f"{conv.why}; the batch's mean and variance are taken as the outputs are stored"
     considered = [*conv.considered, "one pass over the output: its statistics must be known first"]
@@ -148,9 +168,10 @@ class _Recorder(TorchDispatchMode):
         if func.namespace == "fastcnn" and not name.startswith("_pack"):
             if name in ("conv2d", "_conv2d"):
                 geometry = args[5] if name == "_conv2d" else (*args[4], *args[5], *args[6], args[7])
-                self.rows.append(_conv2d(where, args[0], args[1], tuple(geometry[:7])))
+                self.rows.append(_conv2d(where, args[0], args[1], tuple(geometry[:7]), args[-1]))
             elif name in ("conv2d_bn_relu", "_conv2d_bn_relu"):
-                self.rows.append(_bn_relu(where, args[0], args[1], (*args[6], *args[7], *args[8], args[9])))
+                geometry = (*args[6], *args[7], *args[8], args[9])
+                self.rows.append(_bn_relu(where, args[0], args[1], geometry, config.level))
             else:
                 self.rows.append(_other(where, name.strip("_").removesuffix("_values"), args[0]))
         elif name in STOCK:

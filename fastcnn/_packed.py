@@ -21,44 +21,50 @@ class _Entry:
     packed: tuple[torch.Tensor, ...]
 
 
-def _key(weight: torch.Tensor, groups: int) -> tuple:
+def _key(weight: torch.Tensor, *how) -> tuple:
     """What must be equal for a packed weight to be used again."""
     address = weight.data_ptr()
     version = None if weight.is_inference() else weight._version
     fingerprint = _library._C.fingerprint(address, weight.numel(), weight.element_size())
-    return (address, version, fingerprint, groups, weight.dtype, weight.shape, weight.stride())
+    return (address, version, fingerprint, how, weight.dtype, weight.shape, weight.stride())
 
 
 class PackedWeights:
     """Packed weights by the Parameter they belong to, which is held weakly."""
 
     def __init__(self):
-        self._plain: dict[int, _Entry] = {}
-        self._folded: dict[int, _Entry] = {}
+        # By how they are packed: for direct or for Winograd's kernels.
+        self._plain: tuple[dict[int, _Entry], ...] = ({}, {})
+        self._folded: tuple[dict[int, _Entry], ...] = ({}, {})
 
-    def get(self, weight: torch.Tensor, groups: int) -> torch.Tensor | None:
-        """The packed form of a Parameter; None for any other tensor: the op then packs for itself."""
+    def get(self, weight: torch.Tensor, shape: torch.Size, geometry: tuple, accuracy: int) -> torch.Tensor | None:
+        """The packed form of a Parameter for an input of this shape; None for any other tensor: the op then packs for
+        itself. geometry: stride, padding and dilation (two each), groups."""
         if not _packable(weight):
             return None
-        entry = self._plain.get(id(weight))
+        winograd, groups = _is_winograd(weight, shape, geometry, accuracy), geometry[6]
+        table = self._plain[winograd]
+        entry = table.get(id(weight))
         key = _key(weight, groups)
         if entry is not None and entry.owner() is weight and entry.key == key:
             return entry.packed[0]
         if groups < 1 or weight.shape[0] % groups:
             return None
-        packed = torch.ops.fastcnn._pack_weight.default(weight, groups)
-        self._keep(self._plain, weight, key, (packed,))
+        packed = torch.ops.fastcnn._pack_weight.default(weight, groups, winograd)
+        self._keep(table, weight, key, (packed,))
         return packed
 
-    def folded(self, weight: torch.Tensor, groups: int, bias, norm: tuple, eps: float):
+    def folded(self, weight: torch.Tensor, shape: torch.Size, geometry: tuple, accuracy: int, bias, norm: tuple, eps):
         """The packed form of a Parameter with a batch normalization folded in, and the bias, both as wide as the
         accumulator; None where `get` gives none, or for vectors that are no plain arrays. norm: mean, variance, weight
         and bias of the normalization."""
         norm = (bias, *norm)
         if not _packable(weight) or any(t is not None and not _vector(t, weight.shape[0]) for t in norm):
             return None
-        entry = self._folded.get(id(weight))
-        key = (_key(weight, groups), eps, *(None if t is None else _key(t, 1) for t in norm))
+        winograd, groups = _is_winograd(weight, shape, geometry, accuracy), geometry[6]
+        table = self._folded[winograd]
+        entry = table.get(id(weight))
+        key = (_key(weight, groups), eps, *(None if t is None else _key(t) for t in norm))
         if entry is not None and entry.owner() is weight and entry.key == key:
             return entry.packed
         if groups < 1 or weight.shape[0] % groups:
@@ -66,10 +72,10 @@ class PackedWeights:
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         scale, shift = fold([None if t is None else t.detach().double() for t in norm], eps)
         # Where the kernel multiplies bfloat16 as it is, the product is rounded to it; else it stays wide.
-        pairs = weight.dtype == torch.bfloat16 and _library._C.bf16_dot()
+        pairs = weight.dtype == torch.bfloat16 and _library._C.bf16_dot() and not winograd
         product = (weight.detach().double() * scale.view(-1, 1, 1, 1)).to(torch.bfloat16 if pairs else dtype)
-        packed = torch.ops.fastcnn._pack_weight.default(product, groups), shift.to(dtype)
-        self._keep(self._folded, weight, key, packed)
+        packed = torch.ops.fastcnn._pack_weight.default(product, groups, winograd), shift.to(dtype)
+        self._keep(table, weight, key, packed)
         return packed
 
     def _keep(self, table: dict[int, _Entry], weight: torch.Tensor, key: tuple, packed: tuple) -> None:
@@ -84,11 +90,11 @@ class PackedWeights:
 
     def clear(self) -> None:
         """Drops every packed weight."""
-        self._plain.clear()
-        self._folded.clear()
+        for table in (*self._plain, *self._folded):
+            table.clear()
 
     def __len__(self) -> int:
-        return len(self._plain) + len(self._folded)
+        return sum(len(table) for table in (*self._plain, *self._folded))
 
 
 def fold(tensors: list, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -105,6 +111,14 @@ def fold(tensors: list, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _packable(weight: torch.Tensor) -> bool:
     return type(weight) is torch.nn.Parameter and weight.dim() == 4 and weight.numel() > 0 and _dense(weight)
+
+
+def _is_winograd(weight: torch.Tensor, shape: torch.Size, geometry: tuple, accuracy: int) -> bool:
+    size = weight.shape
+    # Asking costs a microsecond: only where it may.
+    if not accuracy or size[2] != 3 or size[3] != 3 or size[1] < 16:
+        return False
+    return _library._C.conv2d_is_winograd(shape, size, geometry[:7], accuracy)
 
 
 def _vector(t: torch.Tensor, size: int) -> bool:

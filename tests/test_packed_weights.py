@@ -28,7 +28,8 @@ class AddressAndVersion:
     def __init__(self):
         self._packed = {}
 
-    def get(self, weight, groups):
+    def get(self, weight, shape, geometry, accuracy):
+        groups = geometry[6]
         key = (weight.data_ptr(), None if weight.is_inference() else weight._version, groups)
         if key not in self._packed:
             self._packed[key] = torch.ops.fastcnn._pack_weight(weight, groups)
@@ -164,13 +165,26 @@ def test_reused_memory_while_others_live():
 def test_is_used():
     """Twice the same tensor: else nothing above shows anything."""
     weight = layer().weight
-    first = _packed.cache.get(weight, 1)
+    call = X.shape, (1, 1, 0, 0, 1, 1, 1), 1
+    first = _packed.cache.get(weight, *call)
     assert first is not None
-    assert _packed.cache.get(weight, 1) is first
+    assert _packed.cache.get(weight, *call) is first
     conv = layer()
     assert not is_stale(conv)
-    _packed.cache.get(conv.weight, 1).zero_()
+    _packed.cache.get(conv.weight, *call).zero_()
     assert is_stale(conv)
+
+
+def test_direct_and_winograd_side_by_side():
+    """One weight on a small and on a large map is packed in two ways, and each is found again."""
+    conv, calls = layer(), [(X.shape, (1, 1, 0, 0, 1, 1, 1), 1), ((2, 16, 66, 66), (1, 1, 0, 0, 1, 1, 1), 1)]
+    direct, winograd = (_packed.cache.get(conv.weight, *call) for call in calls)
+    assert winograd.numel() == 4 * direct.numel()
+    assert _packed.cache.get(conv.weight, *calls[0]) is direct
+    assert _packed.cache.get(conv.weight, *calls[1]) is winograd
+    assert _packed.cache.get(conv.weight, calls[1][0], calls[1][1], 0) is direct  # strict
+    conv.weight.data.mul_(2)
+    assert _packed.cache.get(conv.weight, *calls[1]) is not winograd
 
 
 def test_inference_tensors():

@@ -3,30 +3,15 @@
 #include "cpu/conv2d_epilogue.h"
 #include "cpu/conv2d_moments.h"
 #include "cpu/conv2d_stage.h"
+#include "cpu/conv2d_tile.h"
 #include "cpu/vec.h"
 #include "ops/conv2d.h"
 
 namespace fastcnn::FASTCNN_ISA {
 namespace {
 
-// Registers: MR*NV accumulators + NV weights + 1 broadcast input out of 32 (AVX-512) or 16. With 2 vectors a tile
-// needs one load per 1.75 multiply-adds, below what the load ports give; narrow maps take fewer pixels and 4 vectors.
-#if defined(__AVX512F__)
-constexpr int kMR = 14, kNarrowMR = 7;
-#else
-constexpr int kMR = 6, kNarrowMR = 3;
-#endif
-constexpr int kMaxNV = 4;
-
 // 512 KiB of float32: half of a 1 MiB L2.
 constexpr int64_t kWeightElements = 128 * 1024;
-
-// The sum's outer loops: tap rows first, first+every, ... below last, each `cols` stretches of `length` contiguous
-// inputs.
-struct Runs {
-  int64_t first, every, last;
-  int64_t cols, row_step, col_step, length;
-};
 
 // The tap rows that meet x for output row oh: the others would only add zeros, from the padding or from between the
 // rows of a gradient that a stride has spread.
@@ -39,91 +24,6 @@ void skip_zero_rows(const ConvGeometry& g, const Map& xm, int64_t oh, Runs& runs
   while (runs.every < g.zh && runs.every * g.dh % g.zh) ++runs.every;
   runs.last = g.kh;
   while (runs.last > runs.first && !meets(runs.last - 1)) --runs.last;
-}
-
-// Where a tile's sums go: pixel t, vector v to at[t*pitch + v*L], after the bias of v, the residual and ReLU.
-template <class A>
-struct Out {
-  A* at;
-  int64_t pitch;
-  const A *bias, *residual;  // or null
-  int64_t residual_pitch;
-  bool relu;
-};
-
-// out[t][v*L..] = sum over k of x[t*step + k] * w[v][k][..], k over all runs; panels of w lie `panel` apart. E: what is
-// multiplied, an A or a pair.
-template <class A, class E, int MR, int NV>
-void accumulate(const E* x, int64_t step, const Runs& runs, const E* w, int64_t panel, const Out<A>& out) {
-  constexpr int L = Vec<A>::lanes;
-  V<A> acc[MR][NV];
-#pragma GCC unroll 16
-  for (int t = 0; t < MR; ++t)
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) acc[t][v] = V<A>{};
-  const int64_t row_weights = runs.cols * runs.length * L;
-  for (int64_t i = runs.first, c = 0; i < runs.last; c = c + 1 < runs.cols ? c + 1 : (i += runs.every, 0)) {
-    const E* u_at = w + i * row_weights + c * runs.length * L;
-    // Every third pixel has a pointer; the two behind it are reached by an index register (step, scaled by 1 and 2):
-    // one pointer per pixel would not fit into the 16 integer registers.
-    constexpr int kPointers = (MR + 2) / 3;
-    const E* p[kPointers];
-#pragma GCC unroll 5
-    for (int q = 0; q < kPointers; ++q) p[q] = x + i * runs.row_step + c * runs.col_step + 3 * q * step;
-    for (int64_t k = 0; k < runs.length; ++k) {
-      decltype(load_term(w)) u[NV];
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) {
-        u[v] = load_term(u_at + v * panel);
-        __builtin_prefetch(u_at + v * panel + 12 * L, 0, 3);
-      }
-#pragma GCC unroll 16
-      for (int t = 0; t < MR; ++t) {
-        const E b = p[t / 3][t % 3 * step];
-#pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) acc[t][v] = multiply_add(b, u[v], acc[t][v]);
-      }
-#pragma GCC unroll 5
-      for (int q = 0; q < kPointers; ++q) ++p[q];
-      u_at += L;
-    }
-  }
-#pragma GCC unroll 4
-  for (int v = 0; v < NV; ++v) {
-    const V<A> b = out.bias ? load(out.bias + v * L) : V<A>{};
-#pragma GCC unroll 16
-    for (int t = 0; t < MR; ++t) {
-      V<A> sum = acc[t][v] + b;
-      if (out.residual) sum += load(out.residual + t * out.residual_pitch + v * L);
-      if (out.relu) sum = sum < 0 ? V<A>{} : sum;  // not `sum > 0 ? sum : 0`: a NaN stays
-      store(out.at + t * out.pitch + v * L, sum);
-    }
-  }
-}
-
-template <class A, class E>
-using Accumulate = void (*)(const E*, int64_t, const Runs&, const E*, int64_t, const Out<A>&);
-
-template <class A, class E, int NV, int MR>
-Accumulate<A, E> accumulate_of(int pixels) {
-  if constexpr (MR == 0)
-    return nullptr;
-  else
-    return pixels == MR ? &accumulate<A, E, MR, NV> : accumulate_of<A, E, NV, MR - 1>(pixels);
-}
-
-template <class A, class E>
-Accumulate<A, E> accumulate_for(int pixels, int vectors) {
-  switch (vectors) {
-    case 1:
-      return accumulate_of<A, E, 1, kMR>(pixels);
-    case 2:
-      return accumulate_of<A, E, 2, kMR>(pixels);
-    case 3:
-      return accumulate_of<A, E, 3, kNarrowMR>(pixels);
-    default:
-      return accumulate_of<A, E, 4, kNarrowMR>(pixels);
-  }
 }
 
 // Whether the sums can go from registers straight to y.
@@ -164,7 +64,7 @@ void compute(const Conv2dParams& p, const Conv2dPlan& plan, const Block& b, cons
   using A = Acc<T>;
   constexpr int L = kLanes<T>;
   const ConvGeometry& g = p.g;
-  const int64_t channels = terms(g, plan.algorithm), panel = g.kh * g.kw * channels * L;
+  const int64_t channels = terms(g, p.algorithm), panel = g.kh * g.kw * channels * L;
   const E* packed = static_cast<const E*>(p.packed) + b.group * plan.panels * panel;
   const A* bias = p.bias ? static_cast<const A*>(p.bias) + b.group * plan.panels * L : nullptr;
 
@@ -237,12 +137,12 @@ void tasks(const Conv2dParams& p, const Conv2dPlan& plan, S* scratch, int64_t be
                                b.group * g.group_in,
                                g.group_in,
                                g.padding,
-                               terms(g, plan.algorithm) * int64_t(sizeof(E) / sizeof(S))};
+                               terms(g, p.algorithm) * int64_t(sizeof(E) / sizeof(S))};
       if (task / plan.panel_tasks != staged) {  // tasks that differ in their panels share the copy
         staged = task / plan.panel_tasks;
         stage(static_cast<const T*>(p.x), p.xm, b.n, window, scratch);
       }
-      const int64_t channels = terms(g, plan.algorithm);
+      const int64_t channels = terms(g, p.algorithm);
       compute<T, E>(p, plan, b, {reinterpret_cast<const E*>(scratch), window.cols * channels, channels});
     } else if constexpr (sizeof(T) == sizeof(Acc<T>)) {
       const T* x = static_cast<const T*>(p.x) + b.n * p.xm.sn + b.group * g.group_in + h0 * p.xm.sh + w0 * p.xm.sw;
@@ -259,7 +159,7 @@ void tasks(const Conv2dParams& p, const Conv2dPlan& plan, S* scratch, int64_t be
 }  // namespace
 
 void conv2d_direct(const Conv2dParams& p, const Conv2dPlan& plan, void* scratch, int64_t begin, int64_t end) {
-  if (plan.algorithm == ConvAlgorithm::direct_bf16)
+  if (p.algorithm == ConvAlgorithm::direct_bf16)
     return tasks<BFloat16, Bf16Pair>(p, plan, static_cast<BFloat16*>(scratch), begin, end);
   switch_dtype(p.dtype, [&](auto t) {
     using A = Acc<decltype(t)>;

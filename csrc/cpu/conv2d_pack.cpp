@@ -1,5 +1,6 @@
 // Weights into the order in which the convolution kernels read them (ops/conv2d.h gives the layouts).
 #include "cpu/vec.h"
+#include "cpu/winograd.h"
 #include "ops/conv2d.h"
 
 namespace fastcnn::FASTCNN_ISA {
@@ -40,6 +41,26 @@ void panel_of_pairs(const WeightView& v, const ConvGeometry& g, const T* w, int6
     }
 }
 
+// One panel of taps transformed for Winograd: out[point][c][lane].
+template <class T>
+void panel_of_points(const WeightView& v, const ConvGeometry& g, const T* w, int64_t outputs, Acc<T>* out) {
+  using namespace winograd;
+  using A = Acc<T>;
+  constexpr int L = kLanes<T>;
+  for (int64_t c = 0; c < g.group_in; ++c) {
+    const auto tap = [&](int i, int j) {
+      const T* from = w + c * v.sc + (v.rotated ? kTaps - 1 - i : i) * v.si + (v.rotated ? kTaps - 1 - j : j) * v.sj;
+      V<A> lanes{};
+      if (outputs == L && v.so == 1) return load(from);
+      for (int64_t l = 0; l < outputs; ++l) lanes[l] = get(from[l * v.so]);
+      return lanes;
+    };
+    square<kTaps, kIn, A>(
+        tap, [](const auto& t, auto& o) { weight<A>(t, o); },
+        [&](int i, int j, V<A> u) { store(out + ((i * kIn + j) * g.group_in + c) * L, u); });
+  }
+}
+
 // One vector of groups: lane l is output channel first + l, weights of its group's input channels as out[i][j][c][l].
 template <class T>
 void lanes(const WeightView& v, const ConvGeometry& g, const T* w, int64_t first, Acc<T>* out) {
@@ -63,7 +84,7 @@ void pack_conv2d_weight(const WeightView& v, const ConvGeometry& g, Dtype dtype,
     using T = decltype(t);
     constexpr int L = kLanes<T>;
     const T* w = static_cast<const T*>(v.w);
-    const int64_t size = g.kh * g.kw * terms(g, algorithm) * L, panels = (g.group_out + L - 1) / L;
+    const int64_t size = taps(g, algorithm) * terms(g, algorithm) * L, panels = (g.group_out + L - 1) / L;
     for (int64_t i = begin; i < end; ++i) {
       Acc<T>* out = static_cast<Acc<T>*>(packed) + i * size;
       if (algorithm == ConvAlgorithm::lane_grouped) {
@@ -73,6 +94,8 @@ void pack_conv2d_weight(const WeightView& v, const ConvGeometry& g, Dtype dtype,
         const T* from = w + i / panels * v.sg + o * v.so;
         if (algorithm == ConvAlgorithm::direct_bf16)
           panel_of_pairs(v, g, from, outputs, reinterpret_cast<T*>(out));
+        else if (algorithm == ConvAlgorithm::winograd)
+          panel_of_points(v, g, from, outputs, out);
         else
           panel(v, g, from, outputs, out);
       }

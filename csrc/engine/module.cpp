@@ -56,5 +56,6 @@ PYBIND11_MODULE(_C, m) {
     return std::pair(use.used, use.kept);
   });
   m.def("explain_conv2d", &fastcnn::explain_conv2d);
+  m.def("conv2d_is_winograd", &fastcnn::conv2d_is_winograd);
   m.def("supported_capability", [] { return name_of(fastcnn::supported_isa()); });
 }

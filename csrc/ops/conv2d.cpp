@@ -49,6 +49,11 @@ ConvGeometry geometry(const char* op, const Tensor& x, const Tensor& w, const Co
   return g;
 }
 
+void check_accuracy(const char* op, int64_t accuracy) {
+  FASTCNN_CHECK(accuracy >= 0 && accuracy <= 2, op, ": expected accuracy 0 (strict), 1 (default) or 2 (fast), but got ",
+                accuracy);
+}
+
 int64_t output_size(const char* op, int64_t in, int64_t k, int64_t s, int64_t p, int64_t d) {
   const int64_t window = d * (k - 1) + 1;
   FASTCNN_CHECK(in + 2 * p >= window, op, ": Calculated padded input size per channel: ", in + 2 * p,
@@ -57,12 +62,11 @@ int64_t output_size(const char* op, int64_t in, int64_t k, int64_t s, int64_t p,
 }
 
 // One panel after another, by all threads.
-Tensor pack(const WeightView& view, const ConvGeometry& g, Dtype dtype, const Tensor& like) {
-  const ConvAlgorithm algorithm = choose_conv2d(g, dtype, cpu_isa());
+Tensor pack(const WeightView& view, const ConvGeometry& g, Dtype dtype, ConvAlgorithm algorithm, const Tensor& like) {
   const int32_t lanes = lanes_of(dtype, cpu_isa());
   const int64_t size = packed_conv2d_size(g, algorithm, lanes);
   Tensor packed = empty({size}, like, MemoryFormat::Contiguous, accumulator_type(dtype));
-  const int64_t panel = int64_t{g.kh} * g.kw * terms(g, algorithm) * lanes;
+  const int64_t panel = taps(g, algorithm) * terms(g, algorithm) * lanes;
   void* out = packed.mutable_data_ptr();
   if (size)
     parallel_for(size / panel, 1 + 16384 / panel,
@@ -84,7 +88,7 @@ WeightView rotated_view(const Tensor& w, int64_t groups) {
 // Bias in the accumulator type, padded to whole vectors per group.
 std::unique_ptr<char[]> pad_bias(const Tensor& bias, const ConvGeometry& g, Dtype dtype) {
   const int32_t lanes = lanes_of(dtype, cpu_isa());
-  const bool grouped = choose_conv2d(g, dtype, cpu_isa()) == ConvAlgorithm::lane_grouped;
+  const bool grouped = strict_conv2d(g, dtype, cpu_isa()) == ConvAlgorithm::lane_grouped;
   const int64_t parts = grouped ? 1 : g.groups, width = bias.size(0) / parts,
                 padded = (width + lanes - 1) / lanes * lanes;
   const ScalarType type = accumulator_type(dtype);
@@ -124,8 +128,10 @@ void run(const Conv2dParams& p) {
   check_copy(plan.scratch);
   const int64_t element = accumulator_size(p.dtype);
   run_tasks(plan.tasks, plan.scratch * element, work, [&](void* scratch, int64_t b, int64_t e) {
-    if (plan.algorithm == ConvAlgorithm::lane_grouped)
+    if (p.algorithm == ConvAlgorithm::lane_grouped)
       FASTCNN_CPU(conv2d_lane_grouped)(p, plan, scratch, b, e);
+    else if (p.algorithm == ConvAlgorithm::winograd)
+      FASTCNN_CPU(conv2d_winograd)(p, plan, scratch, b, e);
     else
       FASTCNN_CPU(conv2d_direct)(p, plan, scratch, b, e);
   });
@@ -139,6 +145,19 @@ void check_reach(const char* op, const Tensor& x, const Conv2dArgs& a, Padding m
   FASTCNN_CHECK(mode == Padding::replicate ? x.size(2) > 0 && x.size(3) > 0 : inside, op, ": Padding size should be ",
                 edge ? "less than" : "at most", " the corresponding input dimension, but got padding (", a.padding.h,
                 ", ", a.padding.w, ") for input", str(x));
+}
+
+// The algorithm that a packed weight is for: its size tells.
+ConvAlgorithm algorithm_of(const Tensor& packed, const ConvGeometry& g, Dtype dtype) {
+  const ConvAlgorithm strict = strict_conv2d(g, dtype, cpu_isa());
+  const auto size = [&](ConvAlgorithm algorithm) {
+    return packed_conv2d_size(g, algorithm, lanes_of(dtype, cpu_isa()));
+  };
+  const bool winograd = winograd_fits(g) && packed.numel() == size(ConvAlgorithm::winograd);
+  FASTCNN_CHECK((winograd || packed.numel() == size(strict)) && packed.dim() == 1 &&
+                    packed.scalar_type() == accumulator_type(dtype),
+                "conv2d: expected packed weight of ", size(strict), " elements, but got ", str(packed));
+  return winograd ? ConvAlgorithm::winograd : strict;
 }
 
 Moments make_moments(const Map& ym, Dtype dtype) {
@@ -158,8 +177,7 @@ Tensor convolve(const Tensor& input, const Tensor& weight, const OptionalTensor&
   p.g = geometry(kOp, input, weight, a);
   p.dtype = dtype, p.relu = relu, p.g.padding = mode;
   check_reach(kOp, input, a, mode);
-  FASTCNN_CHECK(accuracy >= 0 && accuracy <= 2, kOp,
-                ": expected accuracy 0 (strict), 1 (default) or 2 (fast), but got ", accuracy);
+  check_accuracy(kOp, accuracy);
   const Ints size{input.size(0), weight.size(0), output_size(kOp, input.size(2), p.g.kh, p.g.sh, p.g.ph, p.g.dh),
                   output_size(kOp, input.size(3), p.g.kw, p.g.sw, p.g.pw, p.g.dw)};
   check_numel(kOp, size);
@@ -183,16 +201,13 @@ Tensor convolve(const Tensor& input, const Tensor& weight, const OptionalTensor&
   const bool channels_last = is_channels_last(x) || is_channels_last(weight);
   const Tensor y = empty(size, x, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
   if (!y.numel()) return y;
-  const int64_t expected = packed_conv2d_size(p.g, choose_conv2d(p.g, dtype, cpu_isa()), lanes_of(dtype, cpu_isa()));
-  if (packed)
-    FASTCNN_CHECK(packed->numel() == expected && packed->dim() == 1 && packed->scalar_type() == accumulator_type(dtype),
-                  kOp, ": expected packed weight of ", expected, " elements, but got ", str(*packed));
-  const Tensor held = packed ? *packed : pack(forward_view(weight, a.groups), p.g, dtype, weight);
+  p.y = y.mutable_data_ptr(), p.ym = map_of(y);
+  p.algorithm = packed ? algorithm_of(*packed, p.g, dtype) : choose_conv2d(p.g, p.ym, dtype, cpu_isa(), accuracy);
+  const Tensor held = packed ? *packed : pack(forward_view(weight, a.groups), p.g, dtype, p.algorithm, weight);
   p.packed = held.const_data_ptr();
   if (bias) padded_bias = pad_bias(*bias, p.g, dtype), p.bias = padded_bias.get();
   if (residual) p.residual = residual->const_data_ptr(), p.rm = map_of(*residual);
   p.x = x.const_data_ptr(), p.xm = map_of(x);
-  p.y = y.mutable_data_ptr(), p.ym = map_of(y);
   flatten_pixels(p);
   if (moments) *moments = make_moments(p.ym, dtype), p.moments = moments->data.get();
   run(p);
@@ -218,7 +233,7 @@ Tensor conv2d_packed(const Tensor& x, const Tensor& w, const OptionalTensor& pac
   return convolve(x, w, packed, bias, residual, a, relu, accuracy, Padding(mode));
 }
 
-Tensor pack_weight(const Tensor& weight, int64_t groups) {
+Tensor pack_weight(const Tensor& weight, int64_t groups, bool winograd) {
   constexpr const char* kOp = "_pack_weight";
   check_4d(kOp, "weight", weight);
   FASTCNN_CHECK(groups > 0 && weight.size(0) % groups == 0, kOp, ": expected groups to divide weight's ",
@@ -226,7 +241,11 @@ Tensor pack_weight(const Tensor& weight, int64_t groups) {
   ConvGeometry g{};
   g.groups = groups, g.group_in = weight.size(1), g.group_out = weight.size(0) / groups;
   g.kh = int32_t(weight.size(2)), g.kw = int32_t(weight.size(3));
-  return pack(forward_view(weight, groups), g, dtype_of(kOp, weight), weight);
+  const Dtype dtype = dtype_of(kOp, weight);
+  FASTCNN_CHECK(!winograd || (g.kh == 3 && g.kw == 3), kOp,
+                ": expected a 3x3 kernel for Winograd's algorithm, but got ", "weight of size ", str(weight));
+  const ConvAlgorithm algorithm = winograd ? ConvAlgorithm::winograd : strict_conv2d(g, dtype, cpu_isa());
+  return pack(forward_view(weight, groups), g, dtype, algorithm, weight);
 }
 
 Tensor empty_input(const Tensor& grad, const Tensor& weight, const Ints& size) {
@@ -255,7 +274,8 @@ std::vector<Phase> phases(int64_t size, int32_t k, int32_t s, int32_t p, int32_t
 }
 
 // Fills dx, the adjoint of the convolution f, with its value for g, which is dense; bias: one value a channel of dx.
-void adjoint(const Tensor& g, const Tensor& weight, const OptionalTensor& bias, const ConvGeometry& f, Tensor& dx) {
+void adjoint(const Tensor& g, const Tensor& weight, const OptionalTensor& bias, const ConvGeometry& f, Tensor& dx,
+             int64_t accuracy) {
   if (!dx.numel()) return;
   const Map whole = map_of(dx);
   for (const Phase& down : phases(whole.h, f.kh, f.sh, f.ph, f.dh))
@@ -272,13 +292,14 @@ void adjoint(const Tensor& g, const Tensor& weight, const OptionalTensor& bias, 
       WeightView view = rotated_view(weight, f.groups);
       view.w = static_cast<const char*>(view.w) + (down.tap * view.si + beside.tap * view.sj) * size_of(p.dtype);
       view.si *= down.tap_step, view.sj *= beside.tap_step;
-      const Tensor packed = pack(view, p.g, p.dtype, weight);
-      p.packed = packed.const_data_ptr();
-      std::unique_ptr<char[]> padded_bias;
-      if (bias) padded_bias = pad_bias(*bias, p.g, p.dtype), p.bias = padded_bias.get();
       p.x = g.const_data_ptr(), p.xm = map_of(g);
       p.ym = whole;
       p.ym.h = down.count, p.ym.sh *= down.step, p.ym.w = beside.count, p.ym.sw *= beside.step;
+      p.algorithm = choose_conv2d(p.g, p.ym, p.dtype, cpu_isa(), accuracy);
+      const Tensor packed = pack(view, p.g, p.dtype, p.algorithm, weight);
+      p.packed = packed.const_data_ptr();
+      std::unique_ptr<char[]> padded_bias;
+      if (bias) padded_bias = pad_bias(*bias, p.g, p.dtype), p.bias = padded_bias.get();
       p.y = static_cast<char*>(dx.mutable_data_ptr()) +
             (down.first * whole.sh + beside.first * whole.sw) * size_of(p.dtype);
       flatten_pixels(p);
@@ -287,8 +308,9 @@ void adjoint(const Tensor& g, const Tensor& weight, const OptionalTensor& bias, 
 }
 
 Tensor conv2d_backward_input(const Tensor& grad, const Tensor& weight, const Ints& size, const Ints& stride,
-                             const Ints& padding, const Ints& dilation, int64_t groups) {
+                             const Ints& padding, const Ints& dilation, int64_t groups, int64_t accuracy) {
   constexpr const char* kOp = "conv2d_backward_input";
+  check_accuracy(kOp, accuracy);
   dtype_of(kOp, grad);
   const Conv2dArgs a = read_args(kOp, stride, padding, dilation, groups);
   FASTCNN_CHECK(size.size() == 4, kOp, ": expected input_size to have 4 values, but got ", size.size());
@@ -304,13 +326,14 @@ Tensor conv2d_backward_input(const Tensor& grad, const Tensor& weight, const Int
                     grad.size(2) == output_size(kOp, size[2], f.kh, f.sh, f.ph, f.dh) &&
                     grad.size(3) == output_size(kOp, size[3], f.kw, f.sw, f.pw, f.dw),
                 kOp, ": expected grad to have the size of the convolution's output, but got ", str(grad));
-  adjoint(g, weight, std::nullopt, f, dx);
+  adjoint(g, weight, std::nullopt, f, dx, accuracy);
   return dx;
 }
 
 Tensor conv2d_backward_weight(const Tensor& grad, const Tensor& input, const Ints& size, const Ints& stride,
-                              const Ints& padding, const Ints& dilation, int64_t groups) {
+                              const Ints& padding, const Ints& dilation, int64_t groups, int64_t accuracy) {
   constexpr const char* kOp = "conv2d_backward_weight";
+  check_accuracy(kOp, accuracy);
   const Dtype dtype = dtype_of(kOp, grad);
   const Conv2dArgs a = read_args(kOp, stride, padding, dilation, groups);
   FASTCNN_CHECK(size.size() == 4, kOp, ": expected weight_size to have 4 values, but got ", size.size());
@@ -356,15 +379,15 @@ Tensor conv2d_backward_weight(const Tensor& grad, const Tensor& input, const Int
 }  // namespace
 
 Tensor conv2d_with_moments(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const Conv2dArgs& a,
-                           Moments& moments) {
-  return convolve(x, weight, std::nullopt, bias, std::nullopt, a, false, 1, Padding::zeros, &moments);
+                           int64_t accuracy, Moments& moments) {
+  return convolve(x, weight, std::nullopt, bias, std::nullopt, a, false, accuracy, Padding::zeros, &moments);
 }
 
 Tensor transposed_conv2d(const char* op, const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
                          const Ints& size, const Conv2dArgs& a) {
   const Tensor g = dense(x);
   Tensor y = empty_input(g, weight, size);
-  adjoint(g, weight, bias, geometry(op, y, weight, a), y);
+  adjoint(g, weight, bias, geometry(op, y, weight, a), y, 0);
   return y;
 }
 
@@ -375,13 +398,15 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastcnn, m) {
   m.def("conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, " GEOMETRY
         ", bool relu, int accuracy) -> Tensor");
   // Without autograd. packed: of _pack_weight; geometry: stride, padding and dilation (two each), groups and
-  // maybe torch.nn.Conv2d's padding_mode: 0 zeros, 1 reflect, 2 replicate, 3 circular.
+  // maybe torch.nn.Conv2d's padding_mode: 0 zeros, 1 reflect, 2 replicate, 3 circular. A packed weight decides between
+  // direct and Winograd, whatever accuracy says.
   m.def(
       "_conv2d(Tensor x, Tensor weight, Tensor? packed, Tensor? bias, Tensor? residual, SymInt[] geometry, bool relu, "
       "int accuracy) -> Tensor");
-  m.def("_pack_weight(Tensor weight, SymInt groups) -> Tensor");
-  m.def("conv2d_backward_input(Tensor grad, Tensor weight, SymInt[4] input_size, " GEOMETRY ") -> Tensor");
-  m.def("conv2d_backward_weight(Tensor grad, Tensor x, SymInt[4] weight_size, " GEOMETRY ") -> Tensor");
+  m.def("_pack_weight(Tensor weight, SymInt groups, bool winograd=False) -> Tensor");
+  m.def("conv2d_backward_input(Tensor grad, Tensor weight, SymInt[4] input_size, " GEOMETRY
+        ", int accuracy=1) -> Tensor");
+  m.def("conv2d_backward_weight(Tensor grad, Tensor x, SymInt[4] weight_size, " GEOMETRY ", int accuracy=1) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastcnn, CPU, m) {

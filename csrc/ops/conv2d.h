@@ -13,6 +13,7 @@ enum class ConvAlgorithm : int32_t {
   direct,        // implicit GEMM: pixels x output channels in registers, broadcast inputs
   direct_bf16,   // the same on pairs of neighbouring channels, whose bfloat16 products one instruction adds
   lane_grouped,  // 1, 2, 4 or 8 channels per group: groups side by side in the lanes of a vector
+  winograd,      // 3x3, stride 1: F(4x4, 3x3), a quarter of the multiplications
 };
 
 enum class Padding : int32_t { zeros, reflect, replicate, circular };  // torch.nn.Conv2d's padding_mode
@@ -31,6 +32,7 @@ struct Conv2dParams {
   const void* residual;  // as y; or null
   void* y;
   Dtype dtype;  // of x, residual and y
+  ConvAlgorithm algorithm;
   Map xm, rm, ym;
   ConvGeometry g;
   bool relu;
@@ -45,25 +47,35 @@ inline int64_t moment_slots(const Map& ym) { return ym.n * ym.h * ((ym.w + kMome
 // How a call is cut into tasks. Which sums are formed, and in which order, follows from `algorithm` and the
 // geometry alone: the split changes no bit of the result.
 struct Conv2dPlan {
-  ConvAlgorithm algorithm;
   bool staged;            // a task copies its part of x: NHWC, zero-padded, in the accumulator type
   int32_t lanes;          // of a vector of accumulators
   int64_t panels;         // vectors of output channels per group
-  int64_t rows, cols;     // output pixels of a task
+  int64_t rows, cols;     // output pixels of a task; winograd: its 4x4 tiles, the rows of all images in one line
   int64_t bands, strips;  // tasks along the height and the width
   int64_t panel_tasks;    // tasks along the panels
   int64_t panels_per_task;
   int64_t tasks;
-  int64_t scratch;  // elements of the accumulator's size in a task's copy of x
+  int64_t scratch;        // elements of the accumulator's size that a task needs
+  int64_t scratch_stage;  // of them, in its copy of x
 };
 
 // A 1x1 convolution of channels_last tensors is a matrix product: all pixels of all images become one row.
 void flatten_pixels(Conv2dParams& p);
 
 Conv2dPlan plan_conv2d(const Conv2dParams& p, Isa isa, int64_t threads);
+// Elements from one tile's transformed channels to the next one's: whole vectors, and never a power of two, whose rows
+// would fall into few sets of L1.
+constexpr int64_t winograd_step(int64_t channels, int64_t lanes) {
+  return (channels + lanes - 1) / lanes * lanes + lanes;
+}
 // What a tap multiplies per output: its input channels, or pairs of them.
 int64_t terms(const ConvGeometry& g, ConvAlgorithm algorithm);
-ConvAlgorithm choose_conv2d(const ConvGeometry& g, Dtype dtype, Isa isa);
+// The one without tricks: its error is that of the sum as it is written.
+ConvAlgorithm strict_conv2d(const ConvGeometry& g, Dtype dtype, Isa isa);
+// Whether Winograd's kernel computes it at all.
+bool winograd_fits(const ConvGeometry& g);
+// accuracy: 0 strict, 1 default, 2 fast. Of ym only the sizes matter.
+ConvAlgorithm choose_conv2d(const ConvGeometry& g, const Map& ym, Dtype dtype, Isa isa, int64_t accuracy);
 int32_t lanes_of(Dtype dtype, Isa isa);
 
 // Where the elements of a weight [o][c][i][j] lie: element strides, and the taps in reverse order for the input
@@ -77,6 +89,8 @@ struct WeightView {
 // direct:       [group][panel][kh][kw][c][lane], lane = output channel, zero where there is none
 // direct_bf16:  [group][panel][kh][kw][c/2][lane][2], bfloat16, zero beside the last of an odd number of channels
 // lane_grouped: [vector][kh][kw][c][lane], lane = output channel, c = input channel within its group
+// winograd:     [group][panel][36 points][c][lane], the transformed taps
+int64_t taps(const ConvGeometry& g, ConvAlgorithm algorithm);
 // In elements of the accumulator type, whatever is stored in them.
 int64_t packed_conv2d_size(const ConvGeometry& g, ConvAlgorithm algorithm, int32_t lanes);
 
@@ -86,7 +100,8 @@ FASTCNN_DECLARE_KERNEL(
                             void* packed, int64_t begin, int64_t end);
     // Tasks [begin, end); scratch is the calling thread's.
     void conv2d_direct(const Conv2dParams& p, const Conv2dPlan& plan, void* scratch, int64_t begin, int64_t end);
-    void conv2d_lane_grouped(const Conv2dParams& p, const Conv2dPlan& plan, void* scratch, int64_t begin, int64_t end))
+    void conv2d_lane_grouped(const Conv2dParams& p, const Conv2dPlan& plan, void* scratch, int64_t begin, int64_t end);
+    void conv2d_winograd(const Conv2dParams& p, const Conv2dPlan& plan, void* scratch, int64_t begin, int64_t end))
 
 // dw[o,c,i,j] = sum over n, p, q of g[n,o,p,q] * x[n, c, p*sh-ph+i*dh, q*sw-pw+j*dw]
 struct Conv2dWeightGradParams {

@@ -34,7 +34,7 @@ struct Moments {
 
 // The convolution and, from its epilogue, the moments of its output. An empty output has none.
 Tensor conv2d_with_moments(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                           const Conv2dArgs& a, Moments& moments);
+                           const Conv2dArgs& a, int64_t accuracy, Moments& moments);
 
 // y of size [n, c, h, w]: the adjoint, applied to x, of the convolution with weight [o, c/groups, kh, kw] of something
 // of y's size, plus bias[c]. Rows and columns of y that no window of x reaches hold the bias alone.

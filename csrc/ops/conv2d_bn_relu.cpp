@@ -116,9 +116,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor
                                                    const OptionalTensor& residual, const OptionalTensor& bn_weight,
                                                    const OptionalTensor& bn_bias, const Ints& stride,
                                                    const Ints& padding, const Ints& dilation, int64_t groups,
-                                                   double eps, bool relu) {
+                                                   double eps, bool relu, int64_t accuracy) {
   Moments moments{};
-  const Tensor z = conv2d_with_moments(x, weight, bias, read_args(kOp, stride, padding, dilation, groups), moments);
+  const Tensor z =
+      conv2d_with_moments(x, weight, bias, read_args(kOp, stride, padding, dilation, groups), accuracy, moments);
   if (residual) check_like("residual", *residual, z);
   const int64_t channels = z.size(1);
   const Doubles gamma = values("bn_weight", bn_weight, channels, 1), beta = values("bn_bias", bn_bias, channels, 0);
@@ -206,7 +207,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Te
 
 #define ARGUMENTS                                                                                                   \
   "Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor? bn_weight, Tensor? bn_bias, SymInt[2] stride, " \
-  "SymInt[2] padding, SymInt[2] dilation, SymInt groups, float eps, bool relu"
+  "SymInt[2] padding, SymInt[2] dilation, SymInt groups, float eps, bool relu, int accuracy=1"
 STABLE_TORCH_LIBRARY_FRAGMENT(fastcnn, m) {
   // y, the convolution's output z, and its channels' mean and variance (biased) over the batch.
   m.def("conv2d_bn_relu(" ARGUMENTS ") -> (Tensor, Tensor, Tensor, Tensor)");

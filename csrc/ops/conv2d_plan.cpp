@@ -23,6 +23,13 @@ constexpr int64_t kLeastPixels = kMomentPixels;
 // reading and writing of a tile of dw cheap, as few as leave its inputs in L1.
 constexpr int64_t kGradElements = 128 * 1024, kMostGradPixels = 6 * kLeastPixels;
 
+// Winograd's F(4x4, 3x3).
+constexpr int64_t kWinogradOut = 4, kWinogradPoints = 36;
+// The transformed inputs of a block: 1.25 MiB of float32. And not more tiles than repay the reading of a weight.
+constexpr int64_t kWinogradElements = 320 * 1024, kMostWinogradTiles = 56;
+// Fewer channels leave a vector idle.
+constexpr int64_t kLeastWinogradChannels = 16;
+
 // Vectors of output channels that the direct kernel takes at once, on narrow maps.
 constexpr int64_t kPanelsAtOnce = 4;
 
@@ -64,6 +71,47 @@ BlockShape block_shape(const ConvGeometry& g, const Map& ym, int64_t channels) {
   return within_output({std::clamp<int64_t>(rows, 1, ym.h), cols}, ym.c);
 }
 
+// Whether Winograd's kernel is the faster one, in multiply-adds per pair of input and output channel: for each,
+// products, the time to fetch its weights from L3 or memory, and for Winograd the transforms, which grow with the sum
+// of the channels instead.
+bool winograd_pays(const ConvGeometry& g, const Map& ym) {
+  constexpr double kWeightTime = 16, kTransformTime = 16;
+  if (g.group_in < kLeastWinogradChannels || g.group_out < kLeastWinogradChannels) return false;
+  const double tiles = double(ym.n) * double(ceil_div(ym.h, kWinogradOut)) * double(ceil_div(ym.w, kWinogradOut));
+  const double pixels = double(ym.n) * double(ym.h) * double(ym.w);
+  const double transforms = kTransformTime * (1 / double(g.group_in) + 1 / double(g.group_out));
+  return 9 * (pixels + kWeightTime) > kWinogradPoints * (tiles * (1 + transforms) + kWeightTime);
+}
+
+// Blocks of 4x4 tiles whose transformed inputs stay in L2: rows of whole images' width, or parts of one that begin
+// where a slot of moments does.
+Conv2dPlan plan_winograd(const Conv2dParams& p, Isa isa, int64_t threads) {
+  const ConvGeometry& g = p.g;
+  Conv2dPlan plan{};
+  plan.lanes = lanes_of(p.dtype, isa);
+  plan.staged = needs_conversion(p.dtype) || p.xm.sc != 1;
+  plan.panels = ceil_div(g.group_out, plan.lanes);
+  const int64_t step = winograd_step(g.group_in, plan.lanes), slot = kMomentPixels / kWinogradOut;
+  const int64_t down = p.ym.n * ceil_div(p.ym.h, kWinogradOut), across = ceil_div(p.ym.w, kWinogradOut);
+  const int64_t most = std::clamp(kWinogradElements / (kWinogradPoints * step), slot, kMostWinogradTiles);
+  plan.cols = across <= most ? across : most / slot * slot;
+  plan.rows = plan.cols == across ? most / across : 1;
+  plan.strips = ceil_div(across, plan.cols);
+  plan.bands = ceil_div(down, plan.rows), plan.rows = ceil_div(down, plan.bands);
+
+  const int64_t wanted = threads > 1 ? threads * kTasksPerThread : 1;
+  plan.panels_per_task = plan.panels;
+  if (const int64_t blocks = g.groups * plan.strips * plan.bands; blocks < wanted) {
+    const int64_t parts = std::min(ceil_div(plan.panels, kPanelsAtOnce), ceil_div(wanted, blocks));
+    plan.panels_per_task = ceil_div(ceil_div(plan.panels, parts), kPanelsAtOnce) * kPanelsAtOnce;
+  }
+  plan.panel_tasks = ceil_div(plan.panels, plan.panels_per_task);
+  plan.tasks = g.groups * plan.strips * plan.bands * plan.panel_tasks;
+  plan.scratch_stage = ceil_div((plan.staged ? (plan.cols - 1) * kWinogradOut + 6 : 6) * 6 * g.group_in, 16) * 16;
+  plan.scratch = plan.scratch_stage + kWinogradPoints * plan.rows * plan.cols * (step + 2 * plan.lanes);
+  return plan;
+}
+
 }  // namespace
 
 int64_t terms(const ConvGeometry& g, ConvAlgorithm algorithm) {
@@ -75,7 +123,7 @@ int32_t lanes_of(Dtype dtype, Isa isa) {
   return bytes / accumulator_size(dtype);
 }
 
-ConvAlgorithm choose_conv2d(const ConvGeometry& g, Dtype dtype, Isa isa) {
+ConvAlgorithm strict_conv2d(const ConvGeometry& g, Dtype dtype, Isa isa) {
   // From 16 channels on, a vector of one group's outputs is full; below, its lanes would mostly idle.
   const bool side_by_side = g.groups > 1 && g.group_in == g.group_out && (g.group_in & (g.group_in - 1)) == 0 &&
                             g.group_in <= 8 && g.group_in <= lanes_of(dtype, isa);
@@ -83,10 +131,24 @@ ConvAlgorithm choose_conv2d(const ConvGeometry& g, Dtype dtype, Isa isa) {
   return dtype == Dtype::bf16 && bf16_dot() ? ConvAlgorithm::direct_bf16 : ConvAlgorithm::direct;
 }
 
+bool winograd_fits(const ConvGeometry& g) {
+  return g.kh == 3 && g.kw == 3 && g.sh == 1 && g.sw == 1 && g.dh == 1 && g.dw == 1 && g.zh == 1 && g.zw == 1 &&
+         g.padding == Padding::zeros;
+}
+
+ConvAlgorithm choose_conv2d(const ConvGeometry& g, const Map& ym, Dtype dtype, Isa isa, int64_t accuracy) {
+  const bool winograd = accuracy > 0 && winograd_fits(g) && winograd_pays(g, ym);
+  return winograd ? ConvAlgorithm::winograd : strict_conv2d(g, dtype, isa);
+}
+
+int64_t taps(const ConvGeometry& g, ConvAlgorithm algorithm) {
+  return algorithm == ConvAlgorithm::winograd ? kWinogradPoints : int64_t{g.kh} * g.kw;
+}
+
 int64_t packed_conv2d_size(const ConvGeometry& g, ConvAlgorithm algorithm, int32_t lanes) {
   const int64_t vectors = algorithm == ConvAlgorithm::lane_grouped ? ceil_div(g.groups * g.group_out, lanes)
                                                                    : g.groups * ceil_div(g.group_out, lanes);
-  return vectors * g.kh * g.kw * terms(g, algorithm) * lanes;
+  return vectors * taps(g, algorithm) * terms(g, algorithm) * lanes;
 }
 
 void flatten_pixels(Conv2dParams& p) {
@@ -99,16 +161,16 @@ void flatten_pixels(Conv2dParams& p) {
 }
 
 Conv2dPlan plan_conv2d(const Conv2dParams& p, Isa isa, int64_t threads) {
+  if (p.algorithm == ConvAlgorithm::winograd) return plan_winograd(p, isa, threads);
   const ConvGeometry& g = p.g;
   Conv2dPlan plan{};
-  plan.algorithm = choose_conv2d(g, p.dtype, isa);
   plan.lanes = lanes_of(p.dtype, isa);
-  const bool grouped = plan.algorithm == ConvAlgorithm::lane_grouped;
+  const bool grouped = p.algorithm == ConvAlgorithm::lane_grouped;
   const bool padded = reads_padding(g, p.xm, p.ym);
   // The grouped kernel leaves out the taps behind a border of zeros: a copy would cost it as much as its arithmetic.
   plan.staged = needs_conversion(p.dtype) || g.zh > 1 || g.zw > 1 || p.xm.sc != 1 ||
                 (padded && (!grouped || g.padding != Padding::zeros));
-  const int64_t channels = grouped ? g.groups * g.group_in : terms(g, plan.algorithm);
+  const int64_t channels = grouped ? g.groups * g.group_in : terms(g, p.algorithm);
   const int64_t images = p.ym.n * (grouped ? 1 : g.groups);
   plan.panels = ceil_div(grouped ? g.groups * g.group_out : g.group_out, plan.lanes);
   BlockShape block = block_shape(g, p.ym, channels);
@@ -132,14 +194,14 @@ Conv2dPlan plan_conv2d(const Conv2dParams& p, Isa isa, int64_t threads) {
   plan.bands = ceil_div(p.ym.h, block.rows), plan.rows = ceil_div(p.ym.h, plan.bands);
   plan.strips = ceil_div(p.ym.w, block.cols), plan.cols = block.cols;
   plan.tasks = images * plan.strips * plan.bands * plan.panel_tasks;
-  plan.scratch = plan.staged ? in_rows(g, plan.rows) * in_cols(g, plan.cols) * channels : 0;
+  plan.scratch = plan.scratch_stage = plan.staged ? in_rows(g, plan.rows) * in_cols(g, plan.cols) * channels : 0;
   return plan;
 }
 
 Conv2dWeightGradPlan plan_conv2d_weight_grad(const Conv2dWeightGradParams& p, Isa isa) {
   const ConvGeometry& g = p.g;
   Conv2dWeightGradPlan plan{};
-  plan.algorithm = choose_conv2d(g, p.dtype, isa);
+  plan.algorithm = strict_conv2d(g, p.dtype, isa);
   plan.lanes = lanes_of(p.dtype, isa);
   const bool grouped = plan.algorithm == ConvAlgorithm::lane_grouped;
   plan.stage_x = needs_conversion(p.dtype) || p.xm.sc != 1 || reads_padding(g, p.xm, p.gm);

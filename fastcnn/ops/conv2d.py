@@ -49,14 +49,14 @@ def define(namespace: str) -> SimpleNamespace:
         sh, sw, ph, pw, dh, dw, groups = geometry[:7]
         return conv_fake(x, weight, bias, residual, (sh, sw), (ph, pw), (dh, dw), groups, relu, accuracy)
 
-    def input_fake(grad, weight, input_size, stride, padding, dilation, groups):
+    def input_fake(grad, weight, input_size, stride, padding, dilation, groups, accuracy=1):
         f = format_of(grad, weight)
         return torch.empty(input_size, dtype=grad.dtype, device=grad.device, memory_format=f)
 
-    def weight_fake(grad, x, weight_size, stride, padding, dilation, groups):
+    def weight_fake(grad, x, weight_size, stride, padding, dilation, groups, accuracy=1):
         return torch.empty(weight_size, dtype=grad.dtype, device=grad.device)
 
-    def pack_fake(weight, groups):
+    def pack_fake(weight, groups, winograd=False):
         double = weight.dtype == torch.float64
         lanes = _library._C.lanes(double)
         outputs, inputs, kh, kw = weight.shape
@@ -64,8 +64,8 @@ def define(namespace: str) -> SimpleNamespace:
         vectors = -(-outputs // lanes) if side_by_side else groups * -(-(outputs // groups) // lanes)
         dtype = torch.float64 if double else torch.float32
         if weight.dtype == torch.bfloat16 and not side_by_side and _library._C.bf16_dot():
-            inputs = -(-inputs // 2)  # pairs
-        return torch.empty(vectors * kh * kw * inputs * lanes, dtype=dtype, device=weight.device)
+            inputs = inputs if winograd else -(-inputs // 2)  # pairs
+        return torch.empty(vectors * (36 if winograd else kh * kw) * inputs * lanes, dtype=dtype, device=weight.device)
 
     register_fake(f"{namespace}::_pack_weight", pack_fake)
     register_fake(f"{namespace}::conv2d", conv_fake)
@@ -75,7 +75,7 @@ def define(namespace: str) -> SimpleNamespace:
 
     # The three are closed under differentiation: y = x*w, dx = g*w', dw = g*x' are each linear in both arguments.
     def save(ctx, inputs, output):
-        x, weight, ctx.bias, ctx.residual, *ctx.geometry, ctx.relu, _ = inputs
+        x, weight, ctx.bias, ctx.residual, *ctx.geometry, ctx.relu, ctx.accuracy = inputs
         ctx.bias, ctx.residual = ctx.bias is not None, ctx.residual is not None
         ctx.save_for_backward(x, weight, output if ctx.relu else None)
 
@@ -85,8 +85,8 @@ def define(namespace: str) -> SimpleNamespace:
             g = torch.ops.aten.threshold_backward(g, y, 0)
         need = ctx.needs_input_grad
         return (
-            backward_input(g, weight, x.shape, *ctx.geometry) if need[0] else None,
-            backward_weight(g, x, weight.shape, *ctx.geometry) if need[1] else None,
+            backward_input(g, weight, x.shape, *ctx.geometry, ctx.accuracy) if need[0] else None,
+            backward_weight(g, x, weight.shape, *ctx.geometry, ctx.accuracy) if need[1] else None,
             g.sum((0, 2, 3)) if ctx.bias and need[2] else None,
             g if ctx.residual and need[3] else None,
             *[None] * 6,
@@ -94,22 +94,24 @@ def define(namespace: str) -> SimpleNamespace:
 
     def save_pair(ctx, inputs, output):
         ctx.save_for_backward(*inputs[:2])
-        ctx.geometry = inputs[3:]
+        *ctx.geometry, ctx.accuracy = inputs[3:]
 
     def grad_input(ctx, d):
         g, weight = ctx.saved_tensors
-        dg = linear(d, weight, ctx.geometry) if ctx.needs_input_grad[0] else None
-        dw = backward_weight(g, d, weight.shape, *ctx.geometry) if ctx.needs_input_grad[1] else None
-        return dg, dw, *[None] * 5
+        how = *ctx.geometry, ctx.accuracy
+        dg = linear(d, weight, *how) if ctx.needs_input_grad[0] else None
+        dw = backward_weight(g, d, weight.shape, *how) if ctx.needs_input_grad[1] else None
+        return dg, dw, *[None] * 6
 
     def grad_weight(ctx, d):
         g, x = ctx.saved_tensors
-        dg = linear(x, d, ctx.geometry) if ctx.needs_input_grad[0] else None
-        dx = backward_input(g, d, x.shape, *ctx.geometry) if ctx.needs_input_grad[1] else None
-        return dg, dx, *[None] * 5
+        how = *ctx.geometry, ctx.accuracy
+        dg = linear(x, d, *how) if ctx.needs_input_grad[0] else None
+        dx = backward_input(g, d, x.shape, *how) if ctx.needs_input_grad[1] else None
+        return dg, dx, *[None] * 6
 
-    def linear(x, weight, geometry):
-        return conv(x, weight, None, None, *geometry, False, 0)
+    def linear(x, weight, stride, padding, dilation, groups, accuracy):
+        return conv(x, weight, None, None, stride, padding, dilation, groups, False, accuracy)
 
     def raw(x, weight, bias, residual, stride, padding, dilation, groups, relu, accuracy):
         geometry = (*stride, *padding, *dilation, groups)
@@ -249,7 +251,9 @@ def conv2d(
     else:
         log("conv2d", x, weight)
         geometry = (*stride, *padding, *dilation, groups)
-        y = ops.raw(x, weight, _packed.cache.get(weight, groups), bias, residual, geometry, relu, level)
+        y = ops.raw(
+            x, weight, _packed.cache.get(weight, x.shape, geometry, level), bias, residual, geometry, relu, level
+        )  # fmt: skip
     return y if x is input or input.dim() == 4 else y.squeeze(0)
 
 
@@ -274,8 +278,9 @@ def conv2d_padded(input, weight, bias, stride, padding, dilation, groups, mode):
         return conv2d(padded, weight, bias, stride, 0, dilation, groups)
     log("conv2d", input, weight)
     geometry = (*stride, *padding, *dilation, groups, PADDING_MODES.index(mode))
-    level = ACCURACIES.index(config.accuracy)
-    return ops.raw(input, weight, _packed.cache.get(weight, groups), bias, None, geometry, False, level)
+    level = config.level
+    packed = None if any(padding) else _packed.cache.get(weight, input.shape, geometry, level)
+    return ops.raw(input, weight, packed, bias, None, geometry, False, level)
 
 
 def pad_by_name(x, weight, padding, stride, dilation):

@@ -7,6 +7,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from .. import _packed
+from .._config import config
 from . import conv2d as convolution
 from ._define import Differentiable, autocast, loop, memory_format, register, register_fake
 from ._face import batched, dispatch, log, native, pair, refuse, tracing
@@ -20,8 +21,8 @@ def define(namespace: str) -> SimpleNamespace:
     def accumulator(x):
         return torch.float64 if x.dtype == torch.float64 else torch.float32
 
-    def fake(x, weight, bias, residual, bn_weight, bn_bias, stride, padding, dilation, groups, eps, relu):
-        z = ops.conv2d.default(x, weight, bias, None, stride, padding, dilation, groups, False, 1)
+    def fake(x, weight, bias, residual, bn_weight, bn_bias, stride, padding, dilation, groups, eps, relu, accuracy=1):
+        z = ops.conv2d.default(x, weight, bias, None, stride, padding, dilation, groups, False, accuracy)
         mean = torch.empty(weight.shape[0], dtype=accumulator(x), device=x.device)
         return torch.empty_like(z), z, mean, torch.empty_like(mean)
 
@@ -37,7 +38,7 @@ def define(namespace: str) -> SimpleNamespace:
     autocast(namespace, "conv2d_bn_relu", ops.conv2d_bn_relu.default, first=4)
 
     def save(ctx, inputs, output):
-        x, weight, bias, residual, bn_weight, bn_bias, *ctx.geometry, ctx.eps, ctx.relu = inputs
+        x, weight, bias, residual, bn_weight, bn_bias, *ctx.geometry, ctx.eps, ctx.relu, ctx.accuracy = inputs
         y, z, mean, var = output
         ctx.mark_non_differentiable(z, mean, var)
         ctx.set_materialize_grads(False)
@@ -57,24 +58,24 @@ def define(namespace: str) -> SimpleNamespace:
 
     def grad(ctx, g, *_):
         if g is None:
-            return (None,) * 12
+            return (None,) * 13
         x, weight, bias, _residual, bn_weight, bn_bias, z, mean, var, y = ctx.saved_tensors
         need = ctx.needs_input_grad
         if torch.is_grad_enabled():
-            return *second_order(ctx, g), *[None] * 6
+            return *second_order(ctx, g), *[None] * 7
         masked = ctx.relu and need[3]
         dz, dr, dw, db = ops._batch_norm_relu_backward.default(
             g, z, y, mean, var, bn_weight, bn_bias, ctx.eps, ctx.relu, masked
         )
         return (
-            conv.backward_input.raw(dz, weight, x.shape, *ctx.geometry) if need[0] else None,
-            conv.backward_weight.raw(dz, x, weight.shape, *ctx.geometry) if need[1] else None,
+            conv.backward_input.raw(dz, weight, x.shape, *ctx.geometry, ctx.accuracy) if need[0] else None,
+            conv.backward_weight.raw(dz, x, weight.shape, *ctx.geometry, ctx.accuracy) if need[1] else None,
             # What is added to every value of a channel, normalization takes away again.
             torch.zeros_like(bias) if need[2] else None,
             (dr if masked else g) if need[3] else None,
             dw.to(bn_weight.dtype) if need[4] else None,
             db.to(bn_bias.dtype) if need[5] else None,
-            *[None] * 6,
+            *[None] * 7,
         )
 
     def second_order(ctx, g):
@@ -85,7 +86,7 @@ def define(namespace: str) -> SimpleNamespace:
         def forward(*some):
             at = dict(zip(wanted, some))
             x, weight, bias, residual, bn_weight, bn_bias = (at.get(i, t) for i, t in enumerate(tensors))
-            z = conv.conv(x, weight, bias, None, *ctx.geometry, False, 1)
+            z = conv.conv(x, weight, bias, None, *ctx.geometry, False, ctx.accuracy)
             u = normalized(z, bn_weight, bn_bias, ctx.eps)
             u = u if residual is None else u + residual
             return u.relu() if ctx.relu else u
@@ -207,7 +208,7 @@ def _train(x, weight, bias, residual, norm, geometry, momentum, eps, relu):
     running_mean, running_var, bn_weight, bn_bias = norm
     tensors = (x, weight, bias, residual, bn_weight, bn_bias)
     needs_grad = any(t is not None and t.requires_grad for t in tensors)
-    y, _, mean, var = dispatch(ops.op, ops.raw, needs_grad, *tensors, *geometry, eps, relu)
+    y, _, mean, var = dispatch(ops.op, ops.raw, needs_grad, *tensors, *geometry, eps, relu, config.level)
     count = y.shape[0] * y.shape[2] * y.shape[3]
     if count == 1:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {list(y.shape)}")
@@ -223,7 +224,10 @@ def _train(x, weight, bias, residual, norm, geometry, momentum, eps, relu):
 def _infer(x, weight, bias, residual, norm, geometry, eps, activation):
     tensors = (x, weight, bias, residual, *norm)
     needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    folded = None if needs_grad or tracing() else _packed.cache.folded(weight, geometry[3], bias, norm, eps)
+    (sh, sw), (ph, pw), (dh, dw), groups = geometry
+    flat, level = (sh, sw, ph, pw, dh, dw, groups), config.level
+    direct = not (needs_grad or tracing())
+    folded = _packed.cache.folded(weight, x.shape, flat, level, bias, norm, eps) if direct else None
     if folded is None:
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         scale, shift = _packed.fold([None if t is None else t.to(wide) for t in (bias, *norm)], eps)
@@ -231,6 +235,4 @@ def _infer(x, weight, bias, residual, norm, geometry, eps, activation):
         return convolution.conv2d(x, w, shift.to(x.dtype), *geometry, activation=activation, residual=residual)
     packed, shift = folded
     log("conv2d", x, weight)
-    (sh, sw), (ph, pw), (dh, dw), groups = geometry
-    flat = (sh, sw, ph, pw, dh, dw, groups)
-    return convolution.ops.raw(x, weight, packed, shift, residual, flat, activation is not None, 1)
+    return convolution.ops.raw(x, weight, packed, shift, residual, flat, activation is not None, level)

@@ -1,0 +1,109 @@
+// The multiplication at the heart of the convolutions: a tile of MR rows of inputs by NV vectors of output channels
+// stays in registers while the sum runs.
+#pragma once
+#include "cpu/vec.h"
+
+namespace fastcnn::FASTCNN_ISA {
+
+// Registers: MR*NV accumulators + NV weights + 1 broadcast input out of 32 (AVX-512) or 16. With 2 vectors a tile
+// needs one load per 1.75 multiply-adds, below what the load ports give; narrow maps take fewer pixels and 4 vectors.
+#if defined(__AVX512F__)
+constexpr int kMR = 14, kNarrowMR = 7;
+#else
+constexpr int kMR = 6, kNarrowMR = 3;
+#endif
+constexpr int kMaxNV = 4;
+
+// The sum's outer loops: tap rows first, first+every, ... below last, each `cols` stretches of `length` contiguous
+// inputs.
+struct Runs {
+  int64_t first, every, last;
+  int64_t cols, row_step, col_step, length;
+};
+
+// Where a tile's sums go: pixel t, vector v to at[t*pitch + v*L], after the bias of v, the residual and ReLU.
+template <class A>
+struct Out {
+  A* at;
+  int64_t pitch;
+  const A *bias, *residual;  // or null
+  int64_t residual_pitch;
+  bool relu;
+};
+
+// out[t][v*L..] = sum over k of x[t*step + k] * w[v][k][..], k over all runs; panels of w lie `panel` apart. E: what is
+// multiplied, an A or a pair.
+template <class A, class E, int MR, int NV>
+void accumulate(const E* x, int64_t step, const Runs& runs, const E* w, int64_t panel, const Out<A>& out) {
+  constexpr int L = Vec<A>::lanes;
+  V<A> acc[MR][NV];
+#pragma GCC unroll 16
+  for (int t = 0; t < MR; ++t)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) acc[t][v] = V<A>{};
+  const int64_t row_weights = runs.cols * runs.length * L;
+  for (int64_t i = runs.first, c = 0; i < runs.last; c = c + 1 < runs.cols ? c + 1 : (i += runs.every, 0)) {
+    const E* u_at = w + i * row_weights + c * runs.length * L;
+    // Every third pixel has a pointer; the two behind it are reached by an index register (step, scaled by 1 and 2):
+    // one pointer per pixel would not fit into the 16 integer registers.
+    constexpr int kPointers = (MR + 2) / 3;
+    const E* p[kPointers];
+#pragma GCC unroll 5
+    for (int q = 0; q < kPointers; ++q) p[q] = x + i * runs.row_step + c * runs.col_step + 3 * q * step;
+    for (int64_t k = 0; k < runs.length; ++k) {
+      decltype(load_term(w)) u[NV];
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) {
+        u[v] = load_term(u_at + v * panel);
+        __builtin_prefetch(u_at + v * panel + 24 * L, 0, 3);
+      }
+#pragma GCC unroll 16
+      for (int t = 0; t < MR; ++t) {
+        const E b = p[t / 3][t % 3 * step];
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) acc[t][v] = multiply_add(b, u[v], acc[t][v]);
+      }
+#pragma GCC unroll 5
+      for (int q = 0; q < kPointers; ++q) ++p[q];
+      u_at += L;
+    }
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < NV; ++v) {
+    const V<A> b = out.bias ? load(out.bias + v * L) : V<A>{};
+#pragma GCC unroll 16
+    for (int t = 0; t < MR; ++t) {
+      V<A> sum = acc[t][v] + b;
+      if (out.residual) sum += load(out.residual + t * out.residual_pitch + v * L);
+      if (out.relu) sum = sum < 0 ? V<A>{} : sum;  // not `sum > 0 ? sum : 0`: a NaN stays
+      store(out.at + t * out.pitch + v * L, sum);
+    }
+  }
+}
+
+template <class A, class E>
+using Accumulate = void (*)(const E*, int64_t, const Runs&, const E*, int64_t, const Out<A>&);
+
+template <class A, class E, int NV, int MR>
+Accumulate<A, E> accumulate_of(int pixels) {
+  if constexpr (MR == 0)
+    return nullptr;
+  else
+    return pixels == MR ? &accumulate<A, E, MR, NV> : accumulate_of<A, E, NV, MR - 1>(pixels);
+}
+
+template <class A, class E>
+Accumulate<A, E> accumulate_for(int pixels, int vectors) {
+  switch (vectors) {
+    case 1:
+      return accumulate_of<A, E, 1, kMR>(pixels);
+    case 2:
+      return accumulate_of<A, E, 2, kMR>(pixels);
+    case 3:
+      return accumulate_of<A, E, 3, kNarrowMR>(pixels);
+    default:
+      return accumulate_of<A, E, 4, kNarrowMR>(pixels);
+  }
+}
+
+}  // namespace fastcnn::FASTCNN_ISA
