@@ -65,7 +65,10 @@ def _describe(x: torch.Tensor) -> str:
     return f"{str(x.dtype).removeprefix('torch.')} {'x'.join(map(str, x.shape))} {layout}"
 
 
-def _conv2d(where: str, x: torch.Tensor, weight: torch.Tensor, geometry: tuple[int, ...], accuracy: int) -> Choice:
+def _conv2d(
+    where: str, x: torch.Tensor, weight: torch.Tensor, geometry: tuple[int, ...], how: tuple[int, bool]
+) -> Choice:
+    """how: the accuracy, and whether the weight comes packed."""
     plan = _library._C.explain_conv2d(
         tuple(x.shape),
         tuple(weight.shape),
@@ -74,7 +77,7 @@ def _conv2d(where: str, x: torch.Tensor, weight: torch.Tensor, geometry: tuple[i
         x.dtype == torch.float64,
         x.dtype == torch.bfloat16,
         _channels_last(x),
-        accuracy,
+        *how,
     )
     isa, groups = _library.cpu_capability(), geometry[6]
     considered, unit = [], "pixels"
@@ -96,7 +99,7 @@ def _conv2d(where: str, x: torch.Tensor, weight: torch.Tensor, geometry: tuple[i
         if groups > 1:
             considered.append("lane_grouped: needs 1, 2, 4 or 8 channels per group, as many in as out")
     if plan["algorithm"] != "winograd":
-        considered.append(f"winograd: {_no_winograd(weight, geometry, accuracy)}")
+        considered.append(f"winograd: {_no_winograd(weight, geometry, how[0])}")
     if plan["algorithm"] == "direct_bf16":
         why += "; bfloat16 products of two channels added by one instruction"
     if plan["one_row"]:
@@ -124,7 +127,7 @@ def _no_winograd(weight: torch.Tensor, geometry: tuple[int, ...], accuracy: int)
 
 
 def _bn_relu(where: str, x: torch.Tensor, weight: torch.Tensor, geometry: tuple[int, ...], accuracy: int) -> Choice:
-    conv = _conv2d(where, x, weight, geometry, accuracy)
+    conv = _conv2d(where, x, weight, geometry, (accuracy, False))
     kernel = f"{conv.kernel}, then batch_norm_relu ({_library.cpu_capability()})"
     why = f"{conv.why}; the batch's mean and variance are taken as the outputs are stored"
     considered = [*conv.considered, "one pass over the output: its statistics must be known first"]
@@ -168,10 +171,11 @@ class _Recorder(TorchDispatchMode):
         if func.namespace == "fastcnn" and not name.startswith("_pack"):
             if name in ("conv2d", "_conv2d"):
                 geometry = args[5] if name == "_conv2d" else (*args[4], *args[5], *args[6], args[7])
-                self.rows.append(_conv2d(where, args[0], args[1], tuple(geometry[:7]), args[-1]))
+                how = args[-1], name == "_conv2d" and args[2] is not None
+                self.rows.append(_conv2d(where, args[0], args[1], tuple(geometry[:7]), how))
             elif name in ("conv2d_bn_relu", "_conv2d_bn_relu"):
                 geometry = (*args[6], *args[7], *args[8], args[9])
-                self.rows.append(_bn_relu(where, args[0], args[1], geometry, config.level))
+                self.rows.append(_bn_relu(where, args[0], args[1], geometry, args[-1]))
             else:
                 self.rows.append(_other(where, name.strip("_").removesuffix("_values"), args[0]))
         elif name in STOCK:

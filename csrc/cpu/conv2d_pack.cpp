@@ -6,6 +6,20 @@
 namespace fastcnn::FASTCNN_ISA {
 namespace {
 
+// out[l] = from[l * step], zero from `lanes` on.
+template <class T>
+void gather(const T* from, int64_t step, int64_t lanes, Acc<T>* out) {
+  constexpr int L = kLanes<T>;
+  if (lanes == L && step == 1) {
+    store(out, load(from));
+  } else if (lanes == L) {
+#pragma GCC unroll 16
+    for (int l = 0; l < L; ++l) out[l] = get(from[l * step]);
+  } else {
+    for (int64_t l = 0; l < L; ++l) out[l] = l < lanes ? get(from[l * step]) : Acc<T>{};
+  }
+}
+
 // One panel: L output channels from o0 on, `outputs` of which exist, as out[i][j][c][lane].
 template <class T>
 void panel(const WeightView& v, const ConvGeometry& g, const T* w, int64_t outputs, Acc<T>* out) {
@@ -13,17 +27,7 @@ void panel(const WeightView& v, const ConvGeometry& g, const T* w, int64_t outpu
   for (int64_t i = 0; i < g.kh; ++i)
     for (int64_t j = 0; j < g.kw; ++j) {
       const T* tap = w + (v.rotated ? g.kh - 1 - i : i) * v.si + (v.rotated ? g.kw - 1 - j : j) * v.sj;
-      for (int64_t c = 0; c < g.group_in; ++c, out += L) {
-        const T* from = tap + c * v.sc;
-        if (outputs == L && v.so == 1) {
-          store(out, load(from));
-        } else if (outputs == L) {
-#pragma GCC unroll 16
-          for (int l = 0; l < L; ++l) out[l] = get(from[l * v.so]);
-        } else {
-          for (int64_t l = 0; l < L; ++l) out[l] = l < outputs ? get(from[l * v.so]) : Acc<T>{};
-        }
-      }
+      for (int64_t c = 0; c < g.group_in; ++c, out += L) gather(tap + c * v.sc, v.so, outputs, out);
     }
 }
 
@@ -47,17 +51,23 @@ void panel_of_points(const WeightView& v, const ConvGeometry& g, const T* w, int
   using namespace winograd;
   using A = Acc<T>;
   constexpr int L = kLanes<T>;
-  for (int64_t c = 0; c < g.group_in; ++c) {
-    const auto tap = [&](int i, int j) {
-      const T* from = w + c * v.sc + (v.rotated ? kTaps - 1 - i : i) * v.si + (v.rotated ? kTaps - 1 - j : j) * v.sj;
-      V<A> lanes{};
-      if (outputs == L && v.so == 1) return load(from);
-      for (int64_t l = 0; l < outputs; ++l) lanes[l] = get(from[l * v.so]);
-      return lanes;
-    };
-    square<kTaps, kIn, A>(
-        tap, [](const auto& t, auto& o) { weight<A>(t, o); },
-        [&](int i, int j, V<A> u) { store(out + ((i * kIn + j) * g.group_in + c) * L, u); });
+  // By way of L1: lanes gathered one by one cannot be loaded as a vector at once, and 36 streams of single lines,
+  // channels apart, would each miss the TLB.
+  constexpr int kChannels = 16, kWeights = kTaps * kTaps;
+  alignas(64) A gathered[kChannels][kWeights][L], block[kPoints][kChannels][L];
+  for (int64_t c0 = 0; c0 < g.group_in; c0 += kChannels) {
+    const int count = g.group_in - c0 < kChannels ? int(g.group_in - c0) : kChannels;
+    for (int c = 0; c < count; ++c)
+      for (int k = 0; k < kWeights; ++k) {
+        const int tap = v.rotated ? kWeights - 1 - k : k;
+        gather(w + (c0 + c) * v.sc + tap / kTaps * v.si + tap % kTaps * v.sj, v.so, outputs, gathered[c][k]);
+      }
+    for (int c = 0; c < count; ++c)
+      square<kTaps, kIn, A>([&](int i, int j) { return load(gathered[c][i * kTaps + j]); },
+                            [](const auto& t, auto& o) { weight<A>(t, o); },
+                            [&](int i, int j, V<A> u) { store(block[i * kIn + j][c], u); });
+    for (int point = 0; point < kPoints; ++point)
+      __builtin_memcpy(out + (point * g.group_in + c0) * L, block[point], size_t(count) * L * sizeof(A));
   }
 }
 

@@ -1,6 +1,7 @@
 // Weight gradient: a tile of MR weights (neighbouring taps and input channels) by NV vectors of output channels stays
 // in registers while the sum runs over the pixels of a block. Each part of dw belongs to one thread, which adds the
 // blocks in one order, so no reduction depends on the number of threads.
+#include "cpu/conv2d_grad_tile.h"
 #include "cpu/conv2d_stage.h"
 #include "cpu/lane_groups.h"
 #include "cpu/vec.h"
@@ -8,13 +9,6 @@
 
 namespace fastcnn::FASTCNN_ISA {
 namespace {
-
-#if defined(__AVX512F__)
-constexpr int kMR = 14;
-#else
-constexpr int kMR = 6;
-#endif
-constexpr int kNV = 2;
 
 // A block of output pixels, its gradients and the inputs under it; element steps.
 template <class A>
@@ -27,30 +21,6 @@ struct Block {
   int64_t pixels() const { return images * rows * cols; }
 };
 
-// dw[m][..] (+)= sum over k < count of x[k][m] * grad[k][..], m < MR; rows of dw lie `pitch` apart.
-template <class A, int MR, int NV>
-void accumulate(const A* x, const A* grad, int64_t count, bool first, A* dw, int64_t pitch) {
-  constexpr int L = Vec<A>::lanes;
-  V<A> acc[MR][NV];
-#pragma GCC unroll 16
-  for (int m = 0; m < MR; ++m)
-#pragma GCC unroll 2
-    for (int v = 0; v < NV; ++v) acc[m][v] = first ? V<A>{} : load(dw + m * pitch + v * L);
-  for (int64_t k = 0; k < count; ++k, x += MR, grad += NV * L) {
-    V<A> u[NV];
-#pragma GCC unroll 2
-    for (int v = 0; v < NV; ++v) u[v] = load(grad + v * L);
-#pragma GCC unroll 16
-    for (int m = 0; m < MR; ++m)
-#pragma GCC unroll 2
-      for (int v = 0; v < NV; ++v) acc[m][v] += x[m] * u[v];
-  }
-#pragma GCC unroll 16
-  for (int m = 0; m < MR; ++m)
-#pragma GCC unroll 2
-    for (int v = 0; v < NV; ++v) store(dw + m * pitch + v * L, acc[m][v]);
-}
-
 // The block's inputs of MR neighbouring weights, pixel after pixel: in the tensor each pixel's lie on lines of their
 // own, which fall into few sets of L1 where the channels are a power of two.
 template <class A, int MR>
@@ -62,7 +32,7 @@ void pack_inputs(const Block<A>& b, int64_t sh, int64_t sw, A* out) {
     }
 }
 
-// The block's gradients of `count` <= kNV * L neighbouring output channels, zeros behind them up to whole vectors.
+// The block's gradients of `count` <= kGradNV * L neighbouring output channels, zeros behind them up to whole vectors.
 template <class A>
 void pack_grads(const Block<A>& b, int64_t count, A* out) {
   constexpr int L = Vec<A>::lanes;
@@ -77,19 +47,12 @@ void pack_grads(const Block<A>& b, int64_t count, A* out) {
     }
 }
 
-template <class A>
-struct Tile {
-  void (*pack)(const Block<A>&, int64_t, int64_t, A*);
-  void (*accumulate[kNV])(const A*, const A*, int64_t, bool, A*, int64_t);  // of 1 and 2 vectors
-};
-
-template <class A, int MR>
-Tile<A> tile_of(int weights) {
+template <class A, int MR = kGradMR>
+auto pack_inputs_of(int weights) -> void (*)(const Block<A>&, int64_t, int64_t, A*) {
   if constexpr (MR == 0)
-    return {};
+    return nullptr;
   else
-    return weights == MR ? Tile<A>{&pack_inputs<A, MR>, {&accumulate<A, MR, 1>, &accumulate<A, MR, 2>}}
-                         : tile_of<A, MR - 1>(weights);
+    return weights == MR ? &pack_inputs<A, MR> : pack_inputs_of<A, MR - 1>(weights);
 }
 
 // Calls f(first, block) for every block of image n, channels [c0, c0+channels) of x and [oc0, ..) of grad, in order.
@@ -152,11 +115,11 @@ void direct_units(const Conv2dWeightGradParams& p, const Conv2dWeightGradPlan& p
   using A = Acc<T>;
   constexpr int L = kLanes<T>;
   const ConvGeometry& g = p.g;
-  const int64_t pitch = plan.panels * L, pairs = (plan.panels + kNV - 1) / kNV;
-  const int64_t outer = g.kh * plan.tap_cols, weights = plan.weights, tiles = (weights + kMR - 1) / kMR;
+  const int64_t pitch = plan.panels * L, pairs = (plan.panels + kGradNV - 1) / kGradNV;
+  const int64_t outer = g.kh * plan.tap_cols, weights = plan.weights, tiles = (weights + kGradMR - 1) / kGradMR;
   const int64_t per_group = outer * tiles;
   A* const inputs = scratch + plan.scratch + plan.scratch_grad;
-  A* const grads = inputs + plan.images * plan.rows * plan.cols * kMR;
+  A* const grads = inputs + plan.images * plan.rows * plan.cols * kGradMR;
   for (int64_t group = begin / per_group; group * per_group < end; ++group) {
     const int64_t from = group * per_group < begin ? begin - group * per_group : 0;
     const int64_t to = (group + 1) * per_group < end ? per_group : end - group * per_group;
@@ -166,9 +129,9 @@ void direct_units(const Conv2dWeightGradParams& p, const Conv2dWeightGradPlan& p
                         const int64_t pixels = block.pixels();
                         for (int64_t pair = 0; pair < pairs; ++pair) {
                           Block<A> b = block;
-                          const int64_t oc = pair * kNV * L, left = g.group_out - oc;
+                          const int64_t oc = pair * kGradNV * L, left = g.group_out - oc;
                           b.grad += oc;
-                          pack_grads(b, left < kNV * L ? left : kNV * L, grads + pixels * oc);
+                          pack_grads(b, left < kGradNV * L ? left : kGradNV * L, grads + pixels * oc);
                         }
                         for (int64_t unit = from; unit < to; ++unit) {
                           const int64_t tile = unit % tiles, tap = unit / tiles;
@@ -176,12 +139,11 @@ void direct_units(const Conv2dWeightGradParams& p, const Conv2dWeightGradPlan& p
                           const int64_t m0 = tile * weights / tiles, count = (tile + 1) * weights / tiles - m0;
                           Block<A> b = block;
                           b.x += i * g.dh * b.x_row + j * g.dw * b.x_col + m0;
-                          const Tile<A> kernel = tile_of<A, kMR>(int(count));
-                          kernel.pack(b, g.sh, g.sw, inputs);
-                          for (int64_t pair = 0; pair < pairs; ++pair) {
-                            const int64_t v0 = pair * kNV;
-                            kernel.accumulate[plan.panels - v0 < kNV ? 0 : 1](
-                                inputs, grads + pixels * v0 * L, pixels, first,
+                          pack_inputs_of<A>(int(count))(b, g.sh, g.sw, inputs);
+                          for (int64_t v0 = 0; v0 < plan.panels; v0 += kGradNV) {
+                            const int64_t nv = plan.panels - v0 < kGradNV ? plan.panels - v0 : kGradNV;
+                            accumulate_grad_for<A>(int(count), int(nv))(
+                                inputs, count, grads + pixels * v0 * L, nv * L, pixels, first,
                                 dw + (tap * weights + m0) * pitch + v0 * L, pitch);
                           }
                         }

@@ -62,7 +62,8 @@ void tasks(const Conv2dParams& p, const Conv2dPlan& plan, Acc<T>* scratch, int64
     const int64_t panel1 = panel0 + plan.panels_per_task < plan.panels ? panel0 + plan.panels_per_task : plan.panels;
     if (task / plan.panel_tasks != transformed) {  // tasks that differ in their panels share the inputs
       transformed = task / plan.panel_tasks;
-      transform_inputs<T>(p.x, p.xm, g, group * channels, channels, plan.staged, block, staged, inputs, step);
+      transform_inputs<T>({p.x, p.xm, group * channels, channels, g.ph, g.pw, plan.staged}, block, staged, inputs, step,
+                          tiles * step);
     }
     A* const sums = inputs + kPoints * tiles * step;
     for (int64_t v0 = panel0; v0 < panel1; v0 += kVectors) {

@@ -32,42 +32,66 @@ struct TileGrid {
   }
 };
 
-// out[point*point_step + c] of one 6x6 tile of x, whole vectors of channels, zeros behind the last.
-template <class A>
-inline void transform_input(const A* x, int64_t row, int64_t col, int64_t channels, A* out, int64_t point_step) {
+// out[point*point_step + c] of one tile of x, Size x Size pixels; whole vectors of channels, zeros behind the last.
+template <int Size, class A, class Transform>
+inline void transform_tile(const A* x, int64_t row, int64_t col, int64_t channels, const Transform& transform, A* out,
+                           int64_t point_step) {
   constexpr int L = Vec<A>::lanes;
   for (int64_t c = 0; c < channels; c += L) {
     const int n = channels - c < L ? int(channels - c) : L;
-    square<kIn, kIn, A>([&](int i, int j) { return load_part(x + i * row + j * col + c, n); },
-                        [](const auto& d, auto& o) { input<A>(d, o); },
-                        [&](int i, int j, V<A> v) { store(out + (i * kIn + j) * point_step + c, v); });
+    square<Size, kIn, A>([&](int i, int j) { return load_part(x + i * row + j * col + c, n); }, transform,
+                         [&](int i, int j, V<A> v) { store(out + (i * kIn + j) * point_step + c, v); });
   }
 }
 
-// out[point][tile][step] of channels [c0, c0+channels) for all tiles of the block. Tiles over the border, and all of
-// them where `staged` is set, are transformed from a padded copy in the accumulator type.
-template <class T>
-void transform_inputs(const void* data, const Map& m, const ConvGeometry& g, int64_t c0, int64_t channels, bool staged,
-                      const TileBlock& block, Acc<T>* copy, Acc<T>* out, int64_t step) {
+// A tensor whose tiles are transformed: channels [c0, c0+channels); output pixel (0, 0) has its tile ph rows above and
+// pw columns left of pixel (0, 0). staged: no vector of channels can be loaded from it.
+struct TileSource {
+  const void* data;
+  Map map;
+  int64_t c0, channels, ph, pw;
+  bool staged;
+};
+
+// out[point][tile][step] for all tiles of the block, points point_step apart. Tiles over the border, and all of them
+// where the source is staged, are transformed from a padded copy in the accumulator type.
+template <class T, int Size, class Transform>
+void transform_tiles(const TileSource& from, const TileBlock& block, const Transform& transform, Acc<T>* copy,
+                     Acc<T>* out, int64_t step, int64_t point_step) {
   using A = Acc<T>;
-  const T* x = static_cast<const T*>(data);
-  const int64_t point_step = block.tiles() * step;
+  const Map& m = from.map;
+  const T* x = static_cast<const T*>(from.data);
   for (int64_t t = 0; t < block.tiles();) {
     const TileBlock::Tile tile = block.tile(t);
-    const int64_t h = tile.h - g.ph, w = tile.w - g.pw;
-    const bool inside = h >= 0 && w >= 0 && h + kIn <= m.h && w + kIn <= m.w;
+    const int64_t h = tile.h - from.ph, w = tile.w - from.pw;
+    const bool inside = h >= 0 && w >= 0 && h + Size <= m.h && w + Size <= m.w;
     if constexpr (sizeof(T) == sizeof(A)) {
-      if (!staged && inside) {
-        transform_input(x + tile.n * m.sn + h * m.sh + w * m.sw + c0, m.sh, m.sw, channels, out + t++ * step,
-                        point_step);
+      if (!from.staged && inside) {
+        const A* at = x + tile.n * m.sn + h * m.sh + w * m.sw + from.c0;
+        transform_tile<Size>(at, m.sh, m.sw, from.channels, transform, out + t++ * step, point_step);
         continue;
       }
     }
-    const int64_t count = staged ? block.cols - t % block.cols : 1, cols = (count - 1) * kOut + kIn;
-    stage(x, m, tile.n, {h, w, kIn, cols, 1, 1, c0, channels, g.padding, channels}, copy);
+    const int64_t count = from.staged ? block.cols - t % block.cols : 1, cols = (count - 1) * kOut + Size;
+    stage(x, m, tile.n, {h, w, Size, cols, 1, 1, from.c0, from.channels, Padding::zeros, from.channels}, copy);
     for (int64_t i = 0; i < count; ++i)
-      transform_input(copy + i * kOut * channels, cols * channels, channels, channels, out + t++ * step, point_step);
+      transform_tile<Size>(copy + i * kOut * from.channels, cols * from.channels, from.channels, from.channels,
+                           transform, out + t++ * step, point_step);
   }
+}
+
+template <class T>
+void transform_inputs(const TileSource& from, const TileBlock& block, Acc<T>* copy, Acc<T>* out, int64_t step,
+                      int64_t point_step) {
+  transform_tiles<T, kIn>(
+      from, block, [](const auto& d, auto& o) { input<Acc<T>>(d, o); }, copy, out, step, point_step);
+}
+
+template <class T>
+void transform_gradients(const TileSource& from, const TileBlock& block, Acc<T>* copy, Acc<T>* out, int64_t step,
+                         int64_t point_step) {
+  transform_tiles<T, kOut>(
+      from, block, [](const auto& g, auto& o) { output_gradient<Acc<T>>(g, o); }, copy, out, step, point_step);
 }
 
 }  // namespace fastcnn::FASTCNN_ISA::winograd

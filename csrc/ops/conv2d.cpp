@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "ops/conv2d_args.h"
+#include "ops/conv2d_winograd_grad.h"
 #include "ops/scratch.h"
 
 namespace fastcnn {
@@ -202,7 +203,8 @@ Tensor convolve(const Tensor& input, const Tensor& weight, const OptionalTensor&
   const Tensor y = empty(size, x, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
   if (!y.numel()) return y;
   p.y = y.mutable_data_ptr(), p.ym = map_of(y);
-  p.algorithm = packed ? algorithm_of(*packed, p.g, dtype) : choose_conv2d(p.g, p.ym, dtype, cpu_isa(), accuracy);
+  p.algorithm =
+      packed ? algorithm_of(*packed, p.g, dtype) : choose_conv2d(p.g, p.ym, dtype, cpu_isa(), accuracy, false);
   const Tensor held = packed ? *packed : pack(forward_view(weight, a.groups), p.g, dtype, p.algorithm, weight);
   p.packed = held.const_data_ptr();
   if (bias) padded_bias = pad_bias(*bias, p.g, dtype), p.bias = padded_bias.get();
@@ -295,7 +297,7 @@ void adjoint(const Tensor& g, const Tensor& weight, const OptionalTensor& bias, 
       p.x = g.const_data_ptr(), p.xm = map_of(g);
       p.ym = whole;
       p.ym.h = down.count, p.ym.sh *= down.step, p.ym.w = beside.count, p.ym.sw *= beside.step;
-      p.algorithm = choose_conv2d(p.g, p.ym, p.dtype, cpu_isa(), accuracy);
+      p.algorithm = choose_conv2d(p.g, p.ym, p.dtype, cpu_isa(), accuracy, false);
       const Tensor packed = pack(view, p.g, p.dtype, p.algorithm, weight);
       p.packed = packed.const_data_ptr();
       std::unique_ptr<char[]> padded_bias;
@@ -330,6 +332,34 @@ Tensor conv2d_backward_input(const Tensor& grad, const Tensor& weight, const Int
   return dx;
 }
 
+// Fills dw, which is contiguous.
+void winograd_weight_grad(Conv2dWeightGradParams p, Tensor& dw) {
+  const int64_t threads = num_threads(), element = accumulator_size(p.dtype);
+  const WinogradGradPlan plan = plan_winograd_grad(p, cpu_isa(), threads);
+  check_copy(plan.scratch_stage + plan.scratch_inputs);
+  const auto buffer = [&](int64_t elements) {
+    return empty({elements}, dw, MemoryFormat::Contiguous, accumulator_type(p.dtype));
+  };
+  const Tensor sums = buffer(36 * p.g.group_in * plan.panels * plan.lanes), transformed = buffer(plan.grads);
+  p.dw = sums.mutable_data_ptr();
+  void *grads = transformed.mutable_data_ptr(), *out = dw.mutable_data_ptr();
+  for (int64_t group = 0; group < p.g.groups; ++group) {
+    for (int64_t band = 0; band < plan.bands; band += plan.bands_at_once) {
+      const int64_t first = band * plan.strips, last = std::min(band + plan.bands_at_once, plan.bands) * plan.strips;
+      parallel_for(last - first, 1, [&](int64_t b, int64_t e) {
+        FASTCNN_CPU(winograd_grad_transform)
+        (p, plan, group, first, grads, Scratch::get(plan.scratch_stage * element), first + b, first + e);
+      });
+      parallel_for(plan.parts * plan.pieces, 1, [&](int64_t b, int64_t e) {
+        void* scratch = Scratch::get((plan.scratch_stage + plan.scratch_inputs) * element);
+        FASTCNN_CPU(winograd_grad_multiply)(p, plan, group, first, last, grads, scratch, b, e);
+      });
+    }
+    parallel_for(plan.panels, 1,
+                 [&](int64_t b, int64_t e) { FASTCNN_CPU(winograd_grad_finish)(p, plan, group, out, b, e); });
+  }
+}
+
 Tensor conv2d_backward_weight(const Tensor& grad, const Tensor& input, const Ints& size, const Ints& stride,
                               const Ints& padding, const Ints& dilation, int64_t groups, int64_t accuracy) {
   constexpr const char* kOp = "conv2d_backward_weight";
@@ -342,7 +372,7 @@ Tensor conv2d_backward_weight(const Tensor& grad, const Tensor& input, const Int
   check_4d(kOp, "input", input);
   check_same_dtype(kOp, "input", grad, input);
   check_numel(kOp, size);
-  const Tensor dw = empty(size, grad, MemoryFormat::Contiguous);
+  Tensor dw = empty(size, grad, MemoryFormat::Contiguous);
   Conv2dWeightGradParams p{};
   p.dtype = dtype;
   p.g = geometry(kOp, input, dw, a);
@@ -355,6 +385,10 @@ Tensor conv2d_backward_weight(const Tensor& grad, const Tensor& input, const Int
   const Tensor x = dense(input), g = dense(grad);
   p.x = x.const_data_ptr(), p.xm = map_of(x);
   p.grad = g.const_data_ptr(), p.gm = map_of(g);
+  if (choose_conv2d(p.g, p.gm, dtype, cpu_isa(), accuracy, false) == ConvAlgorithm::winograd) {
+    winograd_weight_grad(p, dw);
+    return dw;
+  }
   const Conv2dWeightGradPlan plan = plan_conv2d_weight_grad(p, cpu_isa());
   check_copy(plan.scratch + plan.scratch_grad + plan.scratch_panels);
   const ScalarType type = accumulator_type(dtype);

@@ -74,8 +74,9 @@ int64_t terms(const ConvGeometry& g, ConvAlgorithm algorithm);
 ConvAlgorithm strict_conv2d(const ConvGeometry& g, Dtype dtype, Isa isa);
 // Whether Winograd's kernel computes it at all.
 bool winograd_fits(const ConvGeometry& g);
-// accuracy: 0 strict, 1 default, 2 fast. Of ym only the sizes matter.
-ConvAlgorithm choose_conv2d(const ConvGeometry& g, const Map& ym, Dtype dtype, Isa isa, int64_t accuracy);
+// accuracy: 0 strict, 1 default, 2 fast. Of ym only the sizes matter. packed: the weight need not be packed for the
+// call.
+ConvAlgorithm choose_conv2d(const ConvGeometry& g, const Map& ym, Dtype dtype, Isa isa, int64_t accuracy, bool packed);
 int32_t lanes_of(Dtype dtype, Isa isa);
 
 // Where the elements of a weight [o][c][i][j] lie: element strides, and the taps in reverse order for the input

@@ -1,7 +1,7 @@
 // Which convolution kernel runs and how its work is cut: pure functions of sizes, dtype and instruction set.
 #include <algorithm>
 
-#include "ops/conv2d.h"
+#include "ops/conv2d_winograd_grad.h"
 
 namespace fastcnn {
 namespace {
@@ -27,6 +27,11 @@ constexpr int64_t kGradElements = 128 * 1024, kMostGradPixels = 6 * kLeastPixels
 constexpr int64_t kWinogradOut = 4, kWinogradPoints = 36;
 // The transformed inputs of a block: 1.25 MiB of float32. And not more tiles than repay the reading of a weight.
 constexpr int64_t kWinogradElements = 320 * 1024, kMostWinogradTiles = 56;
+// The transforms of a chunk of the weight gradient: 16 MiB of float32. And the fewest tiles whose products repay a pass
+// over the sums.
+constexpr int64_t kChunkElements = 4 * 1024 * 1024, kLeastChunk = 28;
+// The transformed gradients of a weight gradient: 64 MiB of float32.
+constexpr int64_t kGradBufferElements = 16 * 1024 * 1024;
 // Fewer channels leave a vector idle.
 constexpr int64_t kLeastWinogradChannels = 16;
 
@@ -72,15 +77,16 @@ BlockShape block_shape(const ConvGeometry& g, const Map& ym, int64_t channels) {
 }
 
 // Whether Winograd's kernel is the faster one, in multiply-adds per pair of input and output channel: for each,
-// products, the time to fetch its weights from L3 or memory, and for Winograd the transforms, which grow with the sum
-// of the channels instead.
-bool winograd_pays(const ConvGeometry& g, const Map& ym) {
-  constexpr double kWeightTime = 16, kTransformTime = 16;
+// products, the time to fetch its weights from L3 or memory, or to pack them, and for Winograd the transforms, which
+// grow with the sum of the channels instead.
+bool winograd_pays(const ConvGeometry& g, const Map& ym, bool packed) {
+  constexpr double kTransformTime = 16, kFetchTime = 16, kPackTime = 64;
+  const double weight_time = packed ? kFetchTime : kFetchTime + kPackTime;
   if (g.group_in < kLeastWinogradChannels || g.group_out < kLeastWinogradChannels) return false;
   const double tiles = double(ym.n) * double(ceil_div(ym.h, kWinogradOut)) * double(ceil_div(ym.w, kWinogradOut));
   const double pixels = double(ym.n) * double(ym.h) * double(ym.w);
   const double transforms = kTransformTime * (1 / double(g.group_in) + 1 / double(g.group_out));
-  return 9 * (pixels + kWeightTime) > kWinogradPoints * (tiles * (1 + transforms) + kWeightTime);
+  return 9 * (pixels + weight_time) > kWinogradPoints * (tiles * (1 + transforms) + weight_time);
 }
 
 // Blocks of 4x4 tiles whose transformed inputs stay in L2: rows of whole images' width, or parts of one that begin
@@ -136,8 +142,8 @@ bool winograd_fits(const ConvGeometry& g) {
          g.padding == Padding::zeros;
 }
 
-ConvAlgorithm choose_conv2d(const ConvGeometry& g, const Map& ym, Dtype dtype, Isa isa, int64_t accuracy) {
-  const bool winograd = accuracy > 0 && winograd_fits(g) && winograd_pays(g, ym);
+ConvAlgorithm choose_conv2d(const ConvGeometry& g, const Map& ym, Dtype dtype, Isa isa, int64_t accuracy, bool packed) {
+  const bool winograd = accuracy > 0 && winograd_fits(g) && winograd_pays(g, ym, packed);
   return winograd ? ConvAlgorithm::winograd : strict_conv2d(g, dtype, isa);
 }
 
@@ -230,6 +236,37 @@ Conv2dWeightGradPlan plan_conv2d_weight_grad(const Conv2dWeightGradParams& p, Is
   plan.scratch = plan.stage_x ? whole_lines(inputs) : 0;
   plan.scratch_grad = plan.stage_grad ? whole_lines(pixels * outputs) : 0;
   plan.scratch_panels = grouped ? 0 : pixels * (tile + plan.panels * plan.lanes);
+  return plan;
+}
+
+WinogradGradPlan plan_winograd_grad(const Conv2dWeightGradParams& p, Isa isa, int64_t threads) {
+  const ConvGeometry& g = p.g;
+  WinogradGradPlan plan{};
+  plan.lanes = lanes_of(p.dtype, isa);
+  plan.panels = ceil_div(g.group_out, plan.lanes);
+  plan.grad_step = winograd_step(g.group_out, plan.lanes);
+  plan.stage_x = needs_conversion(p.dtype) || p.xm.sc != 1;
+  plan.stage_grad = needs_conversion(p.dtype) || p.gm.sc != 1;
+  // Each chunk reads and writes all sums once and each tile its transforms: as many tiles as make the first the smaller
+  // part, as long as the transforms stay in L3.
+  const int64_t channels = g.group_in + g.group_out, twice_mean = 2 * g.group_in * g.group_out / channels;
+  const int64_t most = std::clamp(kChunkElements / (kWinogradPoints * channels), kLeastChunk, twice_mean + kLeastChunk);
+  const int64_t down = p.gm.n * ceil_div(p.gm.h, kWinogradOut), across = ceil_div(p.gm.w, kWinogradOut);
+  plan.cols = std::min(across, most), plan.strips = ceil_div(across, plan.cols);
+  plan.rows = std::clamp<int64_t>(most / plan.cols, 1, down);
+  plan.bands = ceil_div(down, plan.rows), plan.rows = ceil_div(down, plan.bands);
+  const int64_t band = kWinogradPoints * plan.rows * plan.cols * plan.strips * plan.grad_step;
+  plan.bands_at_once = std::clamp<int64_t>(kGradBufferElements / band, 1, plan.bands);
+  plan.grads = plan.bands_at_once * band;
+  // Channels in pieces of a register tile; panels are parted only where those are too few for the threads.
+  plan.pieces = ceil_div(g.group_in, isa == Isa::avx512 ? 14 : 6);
+  plan.parts = std::min(ceil_div(threads, plan.pieces), ceil_div(plan.panels, int64_t{2}));
+  const auto copy = [&](bool staged, int64_t size, int64_t c) {
+    return (staged ? (plan.cols - 1) * kWinogradOut + size : size) * size * c;
+  };
+  const int64_t stage = std::max(copy(plan.stage_x, 6, g.group_in), copy(plan.stage_grad, 4, g.group_out));
+  plan.scratch_stage = ceil_div(stage, 16) * 16;
+  plan.scratch_inputs = kWinogradPoints * plan.rows * plan.cols * winograd_step(g.group_in, plan.lanes);
   return plan;
 }
 
