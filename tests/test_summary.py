@@ -46,6 +46,12 @@ def test_alexnets_receptive_fields_sizes_and_weights():
     assert layers["conv1"].bytes == 4 * 290_400
 
 
+def test_sparse_convolution():
+    """LeNet-5's C3: 60 links of 25 taps at 100 places, where the dense layer has 96."""
+    macs = [{layer.name: layer.macs for layer in summary_of(name).layers}["c3"] for name in ("lenet5", "lenet5_dense")]
+    assert macs == [60 * 25 * 100, 96 * 25 * 100]
+
+
 def test_receptive_field_is_the_gradients_support():
     """Of three 3x3 convolutions, the second strided, and a pooling: measured as the inputs that a value depends on."""
     model = torch.nn.Sequential(
@@ -91,6 +97,7 @@ def test_command():
     run = CliRunner().invoke(app, ["summary", "vgg16"])
     assert run.exit_code == 0
     assert "parameters 138,357,544" in run.stdout
+    assert "activations 15,237,608 (60.95 MB, twice that with gradients)" in run.stdout
     data = json.loads(CliRunner().invoke(app, ["summary", "lenet5", "--json"]).stdout)
     assert data["parameters"] == 60_000
     assert data["flops"] == 2 * data["macs"]
