@@ -52,6 +52,22 @@ def test_sparse_convolution():
     assert macs == [60 * 25 * 100, 96 * 25 * 100]
 
 
+# spec/architectures.md, 1.2 to 1.11
+@pytest.mark.parametrize(("name", "macs"), [
+    ("alexnet", 724_406_816), ("alexnet_cs231n", 1_135_256_096), ("zfnet", 1_168_032_896),
+    ("zfnet_cs231n", 2_476_704_896), ("vgg11", 7_609_090_048), ("vgg13", 11_308_466_176), ("vgg16", 15_470_264_320),
+    ("vgg19", 19_632_062_464), ("googlenet", 1_582_671_872), ("googlenet_tv", 1_498_376_192),
+    ("inception_v3", 5_713_216_096), ("inception_v4", 12_253_974_624), ("inception_resnet_v2", 13_155_794_016),
+    ("resnet18", 1_814_073_344), ("resnet34", 3_663_761_408), ("resnet50", 4_089_184_256),
+    ("resnet101", 7_801_405_440), ("resnet152", 11_513_626_624), ("resnetv2_50", 4_089_184_256),
+    ("wide_resnet50_2", 11_398_021_120), ("wide_resnet101_2", 22_753_050_624), ("resnext50_32x4d", 4_230_479_872),
+    ("resnext101_32x8d", 16_414_015_488), ("resnext101_64x4d", 15_460_270_080), ("densenet121", 2_834_161_664),
+    ("squeezenet1_1", 349_151_936),
+])  # fmt: skip
+def test_multiply_adds(name, macs):
+    assert summary_of(name).macs == macs
+
+
 def test_receptive_field_is_the_gradients_support():
     """Of three 3x3 convolutions, the second strided, and a pooling: measured as the inputs that a value depends on."""
     model = torch.nn.Sequential(
