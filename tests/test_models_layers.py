@@ -194,10 +194,51 @@ INCEPTION_RESNET_V1 = [
     *[BLOCK8] * 5,
     "G D.2 F1000",
 ]
+
+
+def pre_activated(widths, width, stride=1, projection=False):
+    """A block of ResNet v2: its convolutions, each behind BN and ReLU; the projection takes the first ReLU's output."""
+    shortcut = f"{width}@1{f'/{stride}' if stride > 1 else ''}n " if projection else ""
+    words = [f"{w}n" for w in widths]
+    if len(widths) == 2:
+        words[1] = "D0 " + words[1]
+    return "BN R " + shortcut + " BN R ".join(words)
+
+
+def wide(width, count, stride):
+    first = f"{width}@3{'/2' if stride == 2 else ''}p1"
+    blocks = [pre_activated([first, f"{width}@3p1"], width, stride, True)]
+    return blocks + [pre_activated([f"{width}@3p1"] * 2, width)] * (count - 1)
+
+
+def narrow(width, count, stride):
+    first = [f"{width}@1", f"{width}@3{'/2' if stride == 2 else ''}p1", f"{4 * width}@1"]
+    again = [f"{width}@1", f"{width}@3p1", f"{4 * width}@1"]
+    return [pre_activated(first, 4 * width, stride, True)] + [pre_activated(again, 4 * width)] * (count - 1)
+
+
+def aggregated(width, groups, count, stride):
+    """A stage of ResNeXt-29, 64 channels per group and a quarter of the stage's width in its first stage."""
+    inner, step = groups * width // 4, "/2" if stride == 2 else ""
+    branch = f"{inner}@1n BN R {inner}@3{{}}p1g{groups}n BN R {{}}{width}@1n BN R"
+    return [branch.format(step, f"{width}@1{step}n BN "), *[branch.format("", "")] * (count - 1)]
+
+
+def three_stages(stage, widths, *args):
+    """On 32x32, 16x16 and 8x8 maps."""
+    return " ".join(block for width, stride in zip(widths, (1, 2, 2)) for block in stage(width, *args, stride))
+
+
 LAYERS.update(
     googlenet=" ".join(GOOGLENET),
     inception_v2=" ".join(INCEPTION_V2),
     inception_resnet_v1=" ".join(INCEPTION_RESNET_V1),
+    resnetv2_164=f"16@3p1n {three_stages(narrow, (16, 32, 64), 18)} BN R G 10@1",
+    wrn_16_8=f"16@3p1n {three_stages(wide, (128, 256, 512), 2)} BN R G 10@1",
+    wrn_28_10=f"16@3p1n {three_stages(wide, (160, 320, 640), 4)} BN R G 10@1",
+    wrn_40_4=f"16@3p1n {three_stages(wide, (64, 128, 256), 6)} BN R G 10@1",
+    resnext29_8x64d=f"64@3p1n BN R {three_stages(aggregated, (256, 512, 1024), 8, 3)} G F10",
+    resnext29_16x64d=f"64@3p1n BN R {three_stages(aggregated, (256, 512, 1024), 16, 3)} G F10",
 )
 
 

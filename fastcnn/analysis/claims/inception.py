@@ -5,6 +5,7 @@ from torch import nn
 
 from fastcnn.models import GoogLeNet
 from fastcnn.models.googlenet import GoogLeNetOutputs, Inception
+from fastcnn.models.layers import record_calls
 
 from .. import measure
 from .._claim import Values, Verdict, claim
@@ -37,7 +38,7 @@ def channels_of_a_naive_module() -> Values:
     "The loss of each of GoogLeNet's auxiliary classifiers counts 0.3 times.",
     Verdict.EXACT,
     {"weights": (0.3, 0.3)},
-    {"of the auxiliary outputs in the prediction": 0.0},
+    {"auxiliary layers that a prediction runs": 0, "auxiliary layers that training runs": 14},
     remark="in the training loss only; the prediction does not contain them",
 )
 def weights_of_auxiliary_losses() -> Values:
@@ -52,13 +53,18 @@ def weights_of_auxiliary_losses() -> Values:
         own = nn.functional.cross_entropy(auxiliary, target)
         return round(float((model.loss(outputs, target) - without) / own), 9)
 
-    predicted = model.eval()(torch.empty(1, 3, 224, 224, device="meta"))
+    def auxiliary_layers(training: bool) -> int:
+        with torch.no_grad(), record_calls(model.train(training)) as calls:
+            model(torch.empty(1, 3, 224, 224, device="meta"))
+        return sum(call.name.startswith("aux") for call in calls)
+
     return {
         "weights": (
             weight(GoogLeNetOutputs(main, None, first), first),
             weight(GoogLeNetOutputs(main, second, None), second),
         ),
-        "of the auxiliary outputs in the prediction": 0.0 if isinstance(predicted, torch.Tensor) else 1.0,
+        "auxiliary layers that a prediction runs": auxiliary_layers(False),
+        "auxiliary layers that training runs": auxiliary_layers(True),
     }
 
 
