@@ -387,3 +387,23 @@ def test_initial_values(name, std):
         elif isinstance(module, nn.BatchNorm2d):
             assert (module.weight == 1).all()
             assert not module.bias.any()
+
+
+# One network of each family whose architecture has no fixed size, at one that is odd where it may be.
+SIZES = {
+    "alexnet_owt": (199, 263), "bvlc_alexnet": (224, 224), "vgg11": (97, 131), "vgg11_lrn": (32, 32),
+    "nin_seed": (27, 40), "nin_cifar": (45, 31), "nin_imagenet": (227, 301), "squeezenet1_0": (150, 201),
+    "squeezenet1_1": (99, 64), "googlenet": (193, 230), "googlenet_tv": (150, 97), "inception_v2": (160, 256),
+    "inception_v3": (75, 140), "inception_v4": (131, 75), "inception_resnet_v1": (75, 99),
+    "inception_resnet_v2": (99, 75), "resnet18": (33, 50), "resnext50_32x4d": (65, 100), "resnetv2_18": (97, 40),
+    "resnet20": (17, 9), "wrn_16_8": (21, 30), "resnext29_8x64d": (11, 24), "fractalnet20": (35, 64),
+    "densenet121": (67, 90), "densenet40_12": (19, 44),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_other_sizes(name):
+    model = on_meta(name, num_classes=7).eval()
+    channels = example_batch(name, 1)[0].shape[1]
+    assert SIZES[name] != tuple(example_batch(name, 1)[0].shape[2:])
+    assert model(torch.empty(2, channels, *SIZES[name], device="meta")).shape == (2, 7)

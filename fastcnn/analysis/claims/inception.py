@@ -72,13 +72,13 @@ def weights_of_auxiliary_losses() -> Values:
     22,
     "GoogLeNet has 5 million parameters, twelve times fewer than AlexNet.",
     Verdict.WRONG,
-    {"parameters": 5_000_000, "AlexNet's by GoogLeNet's": 12.0},
-    {"parameters": 6_998_552, "AlexNet's by GoogLeNet's": 8.71},
+    {"parameters": 5_000_000, "AlexNet : GoogLeNet": 12.0},
+    {"parameters": 6_998_552, "AlexNet : GoogLeNet": 8.71},
     remark="without the auxiliary classifiers, which only training needs",
 )
 def parameters_of_googlenet() -> Values:
     own = measure.summary("googlenet", aux_logits=False).parameters
-    return {"parameters": own, "AlexNet's by GoogLeNet's": round(measure.summary("alexnet").parameters / own, 2)}
+    return {"parameters": own, "AlexNet : GoogLeNet": round(measure.summary("alexnet").parameters / own, 2)}
 
 
 @claim(
@@ -235,15 +235,15 @@ def paddings() -> Values:
     37,
     "SqueezeNet has 50 times fewer parameters than AlexNet.",
     Verdict.ROUNDED,
-    {"AlexNet's by SqueezeNet 1.0's": 50.0, "AlexNet's by SqueezeNet 1.1's": 50.0},
-    {"AlexNet's by SqueezeNet 1.0's": 48.8, "AlexNet's by SqueezeNet 1.1's": 49.3},
+    {"AlexNet : SqueezeNet 1.0": 50.0, "AlexNet : SqueezeNet 1.1": 50.0},
+    {"AlexNet : SqueezeNet 1.0": 48.8, "AlexNet : SqueezeNet 1.1": 49.3},
     tolerance=0.025,
 )
 def parameters_of_squeezenet() -> Values:
     alexnet = measure.summary("alexnet").parameters
     names = {"1.0": "squeezenet1_0", "1.1": "squeezenet1_1"}
     return {
-        f"AlexNet's by SqueezeNet {version}'s": round(alexnet / measure.summary(name).parameters, 1)
+        f"AlexNet : SqueezeNet {version}": round(alexnet / measure.summary(name).parameters, 1)
         for version, name in names.items()
     }
 

@@ -35,8 +35,13 @@ def depths_with_bottlenecks() -> Values:
     18,
     "GoogLeNet and the residual networks have no fully connected layer.",
     Verdict.WRONG,
-    {"of GoogLeNet": 0, "of ResNet-50": 0},
-    {"of GoogLeNet": 1, "its parameters": 1_025_000, "of ResNet-50": 1, "its parameters, ResNet-50": 2_049_000},
+    {"linear layers of GoogLeNet": 0, "linear layers of ResNet-50": 0},
+    {
+        "linear layers of GoogLeNet": 1,
+        "their parameters": 1_025_000,
+        "linear layers of ResNet-50": 1,
+        "their parameters, ResNet-50": 2_049_000,
+    },
     remark="one, the classifier; none before it",
 )
 def fully_connected_layers() -> Values:
@@ -45,10 +50,10 @@ def fully_connected_layers() -> Values:
 
     googlenet, resnet50 = linear("googlenet", aux_logits=False), linear("resnet50")
     return {
-        "of GoogLeNet": len(googlenet),
-        "its parameters": sum(map(measure.parameters, googlenet)),
-        "of ResNet-50": len(resnet50),
-        "its parameters, ResNet-50": sum(map(measure.parameters, resnet50)),
+        "linear layers of GoogLeNet": len(googlenet),
+        "their parameters": sum(map(measure.parameters, googlenet)),
+        "linear layers of ResNet-50": len(resnet50),
+        "their parameters, ResNet-50": sum(map(measure.parameters, resnet50)),
     }
 
 

@@ -185,5 +185,5 @@ historical(
     77,
     "The error rates of SIFT features, of AlexNet's ensembles and of the other systems are those that the AlexNet "
     "paper's tables list.",
-    "the second table below",
+    "the table below",
 )

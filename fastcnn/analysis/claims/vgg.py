@@ -12,8 +12,8 @@ def _convolutions_and_linear(name: str) -> list[nn.Conv2d | nn.Linear]:
 
 @claim(
     5,
-    "VGG-16 holds about 150 thousand values of its input, 3.2 million of each convolution of the first stage, "
-    "then 800 thousand after pooling, 1.6 million, 400, 800, 200, 400, 100, 100 and 25 thousand.",
+    "VGG-16's input has 150 thousand values; a convolution of its five stages has 3.2 million, 1.6 million, 800, 400 "
+    "and 100 thousand, and the poolings behind them have 800, 400, 200, 100 and 25 thousand.",
     Verdict.ROUNDED,
     {
         "input": 150_000, "conv1": 3_200_000, "pool1": 800_000, "conv2": 1_600_000, "pool2": 400_000,
