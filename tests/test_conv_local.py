@@ -20,9 +20,18 @@ def test_shapes(build):
     expected = {"conv1": (64, 32, 32), "pool1": (64, 16, 16), "conv2": (64, 16, 16), "pool2": (64, 8, 8)}
     assert shapes == {**expected, "local3": (32, 8, 8), "local4": (32, 8, 8), "fc": (7,)}
     assert set(model.state_dict()) == {f"{name}.{kind}" for name in STD for kind in ("weight", "bias")}
-    assert model(torch.zeros(3, 32, 32)).shape == (7,)
     with pytest.raises(RuntimeError, match="expected 32x32 input, but got"):
         model(torch.zeros(2, 3, 24, 24))
+
+
+@torch.no_grad()
+def test_without_a_batch():
+    """Normalization takes dimension 1 for the channels, and would sum over rows."""
+    x = torch.randn(3, 32, 32)
+    plain, normalized = conv_local_13pct(), conv_local_11pct()
+    torch.testing.assert_close(plain(x), plain(x[None])[0])
+    with pytest.raises(RuntimeError, match=r"conv_local: expected \(N, 3, H, W\) input, but got .*\(3, 32, 32\)"):
+        normalized(x)
 
 
 def test_normalization():

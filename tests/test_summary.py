@@ -46,6 +46,28 @@ def test_alexnets_receptive_fields_sizes_and_weights():
     assert layers["conv1"].bytes == 4 * 290_400
 
 
+def test_sparse_convolution():
+    """LeNet-5's C3: 60 links of 25 taps at 100 places, where the dense layer has 96."""
+    macs = [{layer.name: layer.macs for layer in summary_of(name).layers}["c3"] for name in ("lenet5", "lenet5_dense")]
+    assert macs == [60 * 25 * 100, 96 * 25 * 100]
+
+
+# spec/architectures.md, 1.2 to 1.11
+@pytest.mark.parametrize(("name", "macs"), [
+    ("alexnet", 724_406_816), ("alexnet_cs231n", 1_135_256_096), ("zfnet", 1_168_032_896),
+    ("zfnet_cs231n", 2_476_704_896), ("vgg11", 7_609_090_048), ("vgg13", 11_308_466_176), ("vgg16", 15_470_264_320),
+    ("vgg19", 19_632_062_464), ("googlenet", 1_582_671_872), ("googlenet_tv", 1_498_376_192),
+    ("inception_v3", 5_713_216_096), ("inception_v4", 12_253_974_624), ("inception_resnet_v2", 13_155_794_016),
+    ("resnet18", 1_814_073_344), ("resnet34", 3_663_761_408), ("resnet50", 4_089_184_256),
+    ("resnet101", 7_801_405_440), ("resnet152", 11_513_626_624), ("resnetv2_50", 4_089_184_256),
+    ("wide_resnet50_2", 11_398_021_120), ("wide_resnet101_2", 22_753_050_624), ("resnext50_32x4d", 4_230_479_872),
+    ("resnext101_32x8d", 16_414_015_488), ("resnext101_64x4d", 15_460_270_080), ("densenet121", 2_834_161_664),
+    ("squeezenet1_1", 349_151_936),
+])  # fmt: skip
+def test_multiply_adds(name, macs):
+    assert summary_of(name).macs == macs
+
+
 def test_receptive_field_is_the_gradients_support():
     """Of three 3x3 convolutions, the second strided, and a pooling: measured as the inputs that a value depends on."""
     model = torch.nn.Sequential(
@@ -91,6 +113,7 @@ def test_command():
     run = CliRunner().invoke(app, ["summary", "vgg16"])
     assert run.exit_code == 0
     assert "parameters 138,357,544" in run.stdout
+    assert "activations 15,237,608 (60.95 MB, twice that with gradients)" in run.stdout
     data = json.loads(CliRunner().invoke(app, ["summary", "lenet5", "--json"]).stdout)
     assert data["parameters"] == 60_000
     assert data["flops"] == 2 * data["macs"]

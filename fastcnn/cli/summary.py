@@ -42,6 +42,7 @@ def summary(
     stdout().print(rows)
     stdout().print(
         f"parameters {result.parameters:,}; MACs {result.macs:,} (FLOPs {2 * result.macs:,}); activations "
-        f"{result.activations:,}; depth {result.depth} (convolutions and linear layers on the longest path)",
+        f"{result.activations:,} ({result.activation_bytes / 1e6:.2f} MB, twice that with gradients); "
+        f"depth {result.depth} (convolutions and linear layers on the longest path)",
         soft_wrap=True,
     )

@@ -15,7 +15,7 @@ def conv_relu(conv: nn.Module, relu: nn.Module, x: Tensor) -> Tensor:
 
 
 def check_batch(name: str, x: Tensor) -> None:
-    """Refuses an image without a batch, whose rows local response normalization would take for channels."""
+    """Refuses an image without a batch: torch's local response normalization takes its rows for channels."""
     if x.dim() != 4:
         raise RuntimeError(f"{name}: expected (N, 3, H, W) input, but got input of size {tuple(x.shape)}")
 

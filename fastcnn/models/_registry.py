@@ -1,5 +1,6 @@
 """The list of models, and what every one of them does alike: look-up by name and loading of weights."""
 
+import inspect
 import os
 from collections.abc import Callable, Mapping
 from typing import TypeVar
@@ -34,6 +35,11 @@ def get_model(name: str, **kwargs) -> nn.Module:
     if name not in _builders:
         raise ValueError(f"get_model: unknown model {name!r}, expected one of {', '.join(list_models())}")
     return _builders[name](**kwargs)
+
+
+def default_classes(name: str) -> int:
+    """The num_classes that a builder has if none is given."""
+    return inspect.signature(_builders[name]).parameters["num_classes"].default
 
 
 def load_weights(model: nn.Module, weights: Weights) -> None:

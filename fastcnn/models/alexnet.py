@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fastcnn import nn as fnn
 
+from ._blocks import check_batch, conv_relu
 from ._registry import Weights, load_weights, register_model
 
 
@@ -20,7 +21,9 @@ class AlexNet(nn.Module):
 
     What the variants change: widths, the channels of conv1 to conv5; towers; lrn_k and lrn_mode, the normalization's
     k and alpha_mode; norm_first, whether it precedes the first two poolings; whole_pool5, whether pool5 takes the
-    last, incomplete windows of a 12x12 map; fc_std and bias, initial values where the paper has 0.01 and 1.
+    last, incomplete windows of a 12x12 map; sixth, whether a 3x3 convolution follows pool5, as in the network that the
+    paper trained on more classes (section 6.1; its width is ours); fc_std and bias, initial values where the paper has
+    0.01 and 1.
     """
 
     def __init__(
@@ -35,6 +38,7 @@ class AlexNet(nn.Module):
         lrn_mode: str = "sum",
         norm_first: bool = True,
         whole_pool5: bool = False,
+        sixth: bool = False,
         fc_std: float = 0.01,
         bias: float = 1.0,
     ):
@@ -57,7 +61,9 @@ class AlexNet(nn.Module):
         self.conv5 = fnn.Conv2d(widths[3], widths[4], 3, padding=1, groups=towers)
         self.relu5 = nn.ReLU()
         self.pool5 = fnn.MaxPool2d(3, 2, ceil_mode=whole_pool5)
-        self.fc6 = nn.Linear(widths[4] * 6 * 6, 4096)
+        self.conv6 = fnn.Conv2d(widths[4], 256, 3, padding=1) if sixth else None
+        self.conv6_relu = nn.ReLU() if sixth else None
+        self.fc6 = nn.Linear((256 if sixth else widths[4]) * 6 * 6, 4096)
         self.relu6 = nn.ReLU()
         self.drop6 = nn.Dropout(dropout)
         self.fc7 = nn.Linear(4096, 4096)
@@ -75,6 +81,7 @@ class AlexNet(nn.Module):
                 layer.bias.fill_(bias if name in ("conv2", "conv4", "conv5", "fc6", "fc7") else 0.0)
 
     def forward(self, x: Tensor) -> Tensor:  # shapes of the paper's network
+        check_batch("alexnet", x)
         x = self.conv1(x)  # (N, 96, 55, 55)
         # A maximum before or after the ReLU is the same: the ReLU stays with the normalization.
         x = self.pool1(self.norm1(x)) if self.norm_first else self.norm1(self.pool1(x))  # (N, 96, 27, 27)
@@ -88,6 +95,8 @@ class AlexNet(nn.Module):
             raise RuntimeError(
                 f"alexnet: expected {sizes} input, of which pool5 makes 6x6, but got pool5 {tuple(x.shape)}"
             )
+        if self.conv6 is not None and self.conv6_relu is not None:
+            x = conv_relu(self.conv6, self.conv6_relu, x)  # (N, 256, 6, 6)
         x = x.flatten(-3)  # (N, 9216)
         x = self.drop6(self.relu6(self.fc6(x)))  # (N, 4096)
         x = self.drop7(self.relu7(self.fc7(x)))  # (N, 4096)

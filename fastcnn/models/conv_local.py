@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fastcnn import nn as fnn
 
+from ._blocks import check_batch
 from ._registry import Weights, load_weights, register_model
 
 
@@ -48,6 +49,8 @@ class ConvLocal(nn.Module):
             layer.bias.zero_()  # type: ignore[operator, union-attr]
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.relu1, nn.LocalResponseNorm):
+            check_batch("conv_local", x)
         if x.shape[-2:] != (32, 32):
             raise RuntimeError(f"conv_local: expected 32x32 input, but got input of size {tuple(x.shape)}")
         x = self.pool1(self.relu1(self.conv1(x)))  # (N, 64, 32, 32), pooled to (N, 64, 16, 16)

@@ -51,6 +51,11 @@ class Reduction(nn.Module):
         self.branch3 = fnn.MaxPool2d(3, 2, ceil_mode=True)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] % 2 or x.shape[-2] % 2:  # the convolutions keep the last row, the pooling leaves it out
+            raise RuntimeError(
+                "inception_v2: expected input whose height and width are multiples of 32, so that maps can be halved, "
+                f"but got maps {tuple(x.shape)}"
+            )
         return torch.cat((self.branch1(x), self.branch2(x), self.branch3(x)), -3)
 
 

@@ -120,7 +120,10 @@ class LeNet5(nn.Module):
         x = self._subsample(self.s2, x)  # (N, 6, 14, 14)
         x = self.act(self.c3(x))  # (N, 16, 10, 10)
         x = self._subsample(self.s4, x)  # (N, 16, 5, 5)
-        x = self.act(self.c5(x)).flatten(-3)  # (N, 120)
+        x = self.act(self.c5(x))  # (N, 120, 1, 1)
+        if x.shape[-2:] != (1, 1):
+            raise RuntimeError(f"lenet5: expected 32x32 input, of which c5 makes 1x1, but got c5 {tuple(x.shape)}")
+        x = x.flatten(-3)  # (N, 120)
         x = self.act(self.f6(x))  # (N, 84)
         return self.out(x)
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastcnn import nn as fnn
+
 from .layers import record_calls
 
 aten = torch.ops.aten
@@ -47,8 +49,15 @@ class Summary:
         """Values that a pass writes: the input's and those of all layers that cannot work in place."""
         return math.prod(self.input) + sum(layer.activations for layer in self.layers if not layer.in_place)
 
+    @property
+    def activation_bytes(self) -> int:
+        """Of these values in float32; training keeps a gradient of each, too, and needs twice as much."""
+        return 4 * self.activations
+
     def to_dict(self) -> dict:
-        return {**asdict(self), "activations": self.activations, "flops": 2 * self.macs}
+        totals = {"activations": self.activations, "activation_bytes": self.activation_bytes, "flops": 2 * self.macs}
+        layers = [{**asdict(layer), "flops": 2 * layer.macs} for layer in self.layers]
+        return {**asdict(self), "layers": layers, **totals}
 
 
 @dataclass(frozen=True)
@@ -126,8 +135,7 @@ def _macs(module: nn.Module, output: Tensor) -> int:
         return per_image * module.in_features
     if not isinstance(weight, Tensor) or weight.dim() < 3:
         return 0
-    table = getattr(module, "table", None)
-    if isinstance(table, Tensor):  # a sparse convolution: one kernel for each link
+    if isinstance(module, fnn.SparseConv2d):  # one kernel for each link
         return weight.numel() * math.prod(output.shape[2:])
     if weight.dim() == 6:  # unshared: one filter for each output
         return weight.numel()

@@ -13,6 +13,7 @@ from fastcnn import functional as F
 from fastcnn import nn as fnn
 from fastcnn._config import disabled
 
+from ._registry import default_classes
 from .layers import Call, record_calls
 
 Tensors = dict[str, Tensor]
@@ -232,12 +233,12 @@ _SHAPES = {
 }
 
 
-def example_batch(model_name: str, batch: int, seed: int = 0, num_classes: int | None = None) -> tuple[Tensor, Tensor]:
-    """A standard normal batch of the size that the model takes, and random targets."""
+def example_batch(model_name: str, batch: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """A standard normal batch of the size that the model takes, and random targets among its classes."""
     shape = _SHAPES.get(model_name, (3, 224, 224))
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(batch, *shape, generator=generator)
-    return x, torch.randint(0, num_classes or (10 if shape[-1] == 32 else 1000), (batch,), generator=generator)
+    return x, torch.randint(0, default_classes(model_name), (batch,), generator=generator)
 
 
 @contextlib.contextmanager
