@@ -14,6 +14,7 @@ LEVELS = ("baseline", "avx2", "avx512")
 FILES = (
     "test_conv2d.py",
     "test_conv2d_bn_relu.py",
+    "test_conv2d_winograd.py",
     "test_conv_transpose2d.py",
     "test_max_pool2d.py",
     "test_max_unpool2d.py",

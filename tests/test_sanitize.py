@@ -13,6 +13,7 @@ FINDINGS = ("ERROR: AddressSanitizer", "runtime error:")
 FILES = (
     "test_conv2d.py",
     "test_conv2d_bn_relu.py",
+    "test_conv2d_winograd.py",
     "test_conv_transpose2d.py",
     "test_max_pool2d.py",
     "test_max_unpool2d.py",
