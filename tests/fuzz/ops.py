@@ -49,6 +49,20 @@ def windows(draw: Draw, kernel: int = 4, padding: int = 3, dilation: int = 3):
     return size, k, s, p, d
 
 
+def convolution(draw: Draw, groups: tuple[int, ...]):
+    """Batch, window, groups and channels per group; one in four repays Winograd's algorithm, or nearly."""
+    if draw(st.integers(0, 3)) == 0:
+        size = draw(st.sampled_from((13, 20, 29))), draw(st.sampled_from((12, 17, 31)))
+        channels = st.sampled_from((16, 17, 33))
+        window = size, (3, 3), (1, 1), pair(draw, 0, 3), (1, 1)
+        return draw(st.sampled_from((1, 2, 5))), window, draw(st.sampled_from((1, 2))), draw(channels), draw(channels)
+    window = windows(draw)
+    count, inputs, per_group = draw(st.sampled_from(groups)), draw(CHANNELS), draw(CHANNELS)
+    if draw(FLAG):
+        per_group = inputs  # where groups of 1, 2, 4 or 8 have a kernel of their own
+    return draw(BATCHES), window, count, inputs, per_group
+
+
 def outputs(size, k, s, p, d):
     return tuple(conv2d.output_size(*along) for along in zip(size, k, s, p, d))
 
@@ -69,11 +83,8 @@ area = lambda *sizes: math.prod(sizes)
 
 @op
 def conv2d_(draw: Draw) -> Call:
-    size, k, s, p, d = windows(draw)
-    groups, inputs, per_group = draw(st.sampled_from((1, 1, 2, 3, 8))), draw(CHANNELS), draw(CHANNELS)
-    if draw(FLAG):
-        per_group = inputs  # where groups of 1, 2, 4 or 8 have a kernel of their own
-    n, out, o = draw(BATCHES), outputs(size, k, s, p, d), per_group * groups
+    n, (size, k, s, p, d), groups, inputs, per_group = convolution(draw, (1, 1, 2, 3, 8))
+    out, o = outputs(size, k, s, p, d), per_group * groups
     more, fill = optional(draw, (o,), (n, o, *out))
     relu = draw(FLAG)
 
@@ -88,6 +99,7 @@ def conv2d_(draw: Draw) -> Call:
         ((n, inputs * groups, *size), (o, inputs, *k), *more),
         (inputs * area(*k), per_group * area(*k), n * area(*out), *[n * area(*out)] * len(more)),
         gradients=not relu,  # on either side of zero they differ by all of it
+        same_bits=(k, s, d) != ((3, 3), (1, 1), (1, 1)),  # a packed weight repays Winograd's algorithm sooner
     )
 
 
@@ -134,10 +146,8 @@ def normalized_magnitude(x, w, bias, residual, gamma, beta, geometry):
 
 @op
 def conv2d_bn_relu_(draw: Draw) -> Call:
-    size, k, s, p, d = windows(draw)
-    groups, inputs, per_group = draw(st.sampled_from((1, 1, 2, 8))), draw(CHANNELS), draw(CHANNELS)
+    n, (size, k, s, p, d), groups, inputs, per_group = convolution(draw, (1, 1, 2, 8))
     out, o, training, relu = outputs(size, k, s, p, d), per_group * groups, draw(FLAG), draw(FLAG)
-    n = draw(BATCHES)
     n = max(n, -(-16 // area(*out))) if n and training else n  # values enough for a variance
     geometry = (s, p, d, groups)
     more, fill = optional(draw, (o,), (n, o, *out), (o,), (o,))
