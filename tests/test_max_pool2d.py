@@ -49,6 +49,11 @@ def stock(x, kernel, stride, padding, dilation, ceil_mode):
     return torch.nn.functional.max_pool2d(x, kernel, stride, padding, dilation, ceil_mode, return_indices=True)
 
 
+def values(x, *args):
+    """The raw op without argmax, which takes its geometry as one list."""
+    return pool.ops.values(x, [i for two in args[:4] for i in two], args[4])
+
+
 def equal(got, want):
     torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
 
@@ -65,7 +70,7 @@ def test_equals_reference_and_torch(geometry, kind, dtype, layout):
     equal(y.double(), want)
     assert torch.equal(argmax.long(), where)
     assert argmax.dtype == (torch.int32 if args[0][0] * args[0][1] > 256 else torch.uint8)
-    equal(pool.ops.values(x, *args), y)
+    equal(values(x, *args), y)
 
     z = x.clone().requires_grad_()
     theirs, indices = stock(z, *args)
@@ -143,7 +148,7 @@ def test_bits_do_not_depend_on_threads(layout):
         for n in (1, 2, 4):
             torch.set_num_threads(n)
             y, argmax = pool.ops.raw(x, *ARGS)
-            results.append((y, argmax, pool.ops.values(x, *ARGS), pool.ops.backward(y, argmax, x.shape, *ARGS)))
+            results.append((y, argmax, values(x, *ARGS), pool.ops.backward(y, argmax, x.shape, *ARGS)))
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:
@@ -178,7 +183,7 @@ def test_opcheck_and_gradients(layout):
     x = torch.randn(2, 3, 7, 8, dtype=torch.float64).to(memory_format=layout).requires_grad_()
     y, argmax = pool.ops.raw(x.detach(), *ARGS)
     torch.library.opcheck(pool.ops.raw, (x.detach(), *ARGS))
-    torch.library.opcheck(pool.ops.values, (x.detach(), *ARGS))
+    torch.library.opcheck(pool.ops.values, (x.detach(), [i for two in ARGS[:4] for i in two], ARGS[4]))
     torch.library.opcheck(pool.ops.pool.op, (x, *ARGS))
     torch.library.opcheck(pool.ops.backward.op, (y.clone().requires_grad_(), argmax, x.shape, *ARGS))
     torch.library.opcheck(pool.ops.gather.op, (x, argmax, *ARGS))

@@ -45,9 +45,11 @@ std::tuple<Tensor, Tensor> max_pool2d(const Tensor& x, const Ints& kernel, const
   return {y, argmax};
 }
 
-Tensor max_pool2d_values(const Tensor& x, const Ints& kernel, const Ints& stride, const Ints& padding,
-                         const Ints& dilation, bool ceil_mode) {
-  return forward(x, kernel, stride, padding, dilation, ceil_mode, nullptr);
+// One list instead of four: each that crosses the stable ABI costs half a microsecond.
+Tensor max_pool2d_values(const Tensor& x, const Ints& geometry, bool ceil_mode) {
+  FASTCNN_CHECK(geometry.size() == 8, kOp, ": expected geometry to have 8 values, but got ", geometry.size());
+  const auto at = geometry.begin();
+  return forward(x, {at, at + 2}, {at + 2, at + 4}, {at + 4, at + 6}, {at + 6, at + 8}, ceil_mode, nullptr);
 }
 
 Tensor backward(const Tensor& grad, const Tensor& argmax, const Ints& size, const Ints& kernel, const Ints& stride,
@@ -104,7 +106,8 @@ Tensor gather(const Tensor& input, const Tensor& argmax, const Ints& kernel, con
 STABLE_TORCH_LIBRARY_FRAGMENT(fastcnn, m) {
   m.def("max_pool2d(Tensor x, " GEOMETRY ") -> (Tensor, Tensor)");
   m.def("_max_pool2d(Tensor x, " GEOMETRY ") -> (Tensor, Tensor)");  // without autograd
-  m.def("_max_pool2d_values(Tensor x, " GEOMETRY ") -> Tensor");     // inference: no argmax is written
+  // Inference: no argmax is written. geometry: kernel_size, stride, padding and dilation, two each.
+  m.def("_max_pool2d_values(Tensor x, SymInt[] geometry, bool ceil_mode) -> Tensor");
   m.def("max_pool2d_backward(Tensor grad, Tensor argmax, SymInt[] size, " GEOMETRY ") -> Tensor");
   m.def("max_pool2d_gather(Tensor x, Tensor argmax, " GEOMETRY ") -> Tensor");
 }

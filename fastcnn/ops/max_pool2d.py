@@ -32,7 +32,10 @@ def define(namespace: str) -> SimpleNamespace:
     def gather_fake(x, argmax, *geometry):
         return torch.empty_like(argmax, dtype=x.dtype)
 
-    register_fake(f"{namespace}::_max_pool2d_values", values)
+    def values_fake(x, geometry, ceil_mode):
+        return values(x, geometry[:2], geometry[2:4], geometry[4:6], geometry[6:], ceil_mode)
+
+    register_fake(f"{namespace}::_max_pool2d_values", values_fake)
     register_fake(f"{namespace}::_max_pool2d", both)
     register_fake(f"{namespace}::max_pool2d", both)
     register_fake(f"{namespace}::max_pool2d_backward", backward_fake)
@@ -123,7 +126,7 @@ def max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode
     )
     x = batched("max_pool2d", input)
     if not (return_indices or tracing() or (x.requires_grad and torch.is_grad_enabled())):
-        y = ops.values(x, *geometry)
+        y = ops.values(x, (*kernel, *geometry[1], *geometry[2], *geometry[3]), ceil_mode)
         return y if x is input else y.squeeze(0)
     y, argmax = dispatch(ops.pool, ops.raw, x.requires_grad, x, *geometry)
     if return_indices:
