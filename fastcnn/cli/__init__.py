@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from . import bench, demo, doctor, explain, summary, verify
+from . import bench, convert, demo, doctor, explain, summary, verify
 from ._output import log
 
 app = typer.Typer(
@@ -13,7 +13,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Convolutional networks on their own kernels: checked against float64, timed against stock PyTorch.",
 )
-for command in (doctor.doctor, explain.explain, verify.verify, summary.summary, bench.bench, demo.demo):
+for command in (
+    doctor.doctor, explain.explain, verify.verify, summary.summary, bench.bench, convert.convert, demo.demo,
+):  # fmt: skip
     app.command()(command)
 
 

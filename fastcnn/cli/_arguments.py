@@ -16,8 +16,8 @@ def _known(names: Iterable[str]) -> None:
             raise typer.BadParameter(f"unknown model {name!r}, expected one of {', '.join(list_models())}")
 
 
-def _one(name: str) -> str:
-    _known([name])
+def _one(name: str | None) -> str | None:
+    _known([] if name is None else [name])
     return name
 
 
@@ -37,6 +37,9 @@ def _set_threads(threads: int | None) -> int:
 
 
 Model = Annotated[str, typer.Argument(callback=_one, help="Name of a model.")]
+OptionalModel = Annotated[
+    str | None, typer.Option("--model", callback=_one, help="Name of a model; by default the only one that fits.")
+]
 _DEFAULT = f"Names of models; by default {', '.join(TYPICAL)}."
 Models = Annotated[list[str] | None, typer.Argument(callback=_several, help=_DEFAULT)]
 Threads = Annotated[int | None, typer.Option(min=1, callback=_set_threads, help="Threads; by default torch's.")]

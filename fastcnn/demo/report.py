@@ -1,7 +1,6 @@
 """Turns the demo's results into one HTML file that needs nothing else."""
 
 import base64
-import importlib
 import io
 from dataclasses import dataclass
 from types import ModuleType
@@ -9,6 +8,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from fastcnn import _extras
 from fastcnn.models.verify import Verification
 
 from .speed import Speed
@@ -19,10 +19,7 @@ SHOWN_DIGITS = 130  # ten rows of thirteen on a wide screen
 
 def need(module: str) -> ModuleType:
     """Imports one of the demo's libraries, or says how to get it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(f"the demo needs {module.split('.')[0]}: pip install 'fastcnn[demo]'") from error
+    return _extras.need(module, "the demo", "demo")
 
 
 @dataclass
