@@ -1,6 +1,7 @@
 """Command-line arguments that several commands share."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -50,6 +51,13 @@ def refuse_disabled() -> None:
     """Ends a comparison of fastcnn with stock PyTorch that would compare PyTorch with itself."""
     if config.disabled:
         raise typer.BadParameter("FASTCNN_DISABLE is set, so that nothing of fastcnn would run; unset it")
+
+
+def existing_directory(path: Path | None) -> Path | None:
+    """Refuses, before any work, a file to be written where there is no directory."""
+    if path is not None and not path.parent.is_dir():
+        raise typer.BadParameter(f"no such directory: {path.parent}")
+    return path
 
 
 def sizes(text: str) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ import typer
 from fastcnn.models.checkpoint import Checkpoint, CheckpointError, MismatchError, read_checkpoint, write_checkpoint
 from fastcnn.models.identify import Match, identify, match
 
-from ._arguments import Json, OptionalModel
+from ._arguments import Json, OptionalModel, existing_directory
 from ._output import log, print_json, stdout, table
 
 
@@ -91,9 +91,7 @@ def _suggestion(name: str | None, checkpoint: Checkpoint) -> str:
 def _extension(output: Path | None) -> Path | None:
     if output is not None and output.suffix not in (".safetensors", ".pt", ".pth"):
         raise typer.BadParameter(f"expected a name that ends in .safetensors, .pt or .pth, but got {str(output)!r}")
-    if output is not None and not output.parent.is_dir():
-        raise typer.BadParameter(f"no such directory: {output.parent}")
-    return output
+    return existing_directory(output)
 
 
 def convert(

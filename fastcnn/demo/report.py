@@ -8,7 +8,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from fastcnn import _extras
+from fastcnn import _extras, _page
 from fastcnn.models.verify import Verification
 
 from .speed import Speed
@@ -90,10 +90,10 @@ def render(
     speed: Speed,
 ) -> str:
     """The report as HTML text; no script, no reference to anything outside."""
-    jinja2 = need("jinja2")
-    loader = jinja2.Environment(loader=jinja2.PackageLoader("fastcnn.demo", "."), autoescape=True, trim_blocks=True)
     longest = max(max(layer.fastcnn_s, layer.stock_s) for layer in speed.layers)
-    return loader.get_template("report.html.jinja").render(
+    return _page.render(
+        "demo/report.html.jinja",
+        "the demo",
         environment=environment,
         training=training,
         curve=training_curve(training.history),
