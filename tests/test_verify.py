@@ -95,6 +95,21 @@ def test_names_the_wrong_layer_of_a_network_with_batch_normalization(tensor, sma
         assert ("layer2.0.conv1", "output") not in failed
 
 
+def test_a_bias_that_is_normalized_away(monkeypatch):
+    """Its gradient is zero: noise of float32 is not compared with that of float64, and what is no noise is found."""
+    with fixed_seed(0):
+        model = nn.Sequential(fnn.ConvBNReLU2d(3, 4, 3, bias=True), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    data = torch.randn(2, 3, 9, 9), torch.tensor([0, 1])
+    result = verify(model, *data)
+    assert result.passed, result.worst
+    assert max(check.stock_error for check in result.checks if "bias gradient" in check.tensor) < 1e-5
+    train = fused._train
+    extra = lambda bias: OFF * (bias - bias.detach()).view(-1, 1, 1) * (not config.disabled)
+    monkeypatch.setattr(fused, "_train", lambda x, w, bias, *rest: train(x, w, bias, *rest) + extra(bias))
+    failed = {(check.layer, check.tensor) for check in verify(model, *data).checks if not check.passed}
+    assert failed == {("0.conv", "bias gradient"), (NETWORK, "0.conv.bias gradient")}
+
+
 def test_names_the_wrong_layer_in_inference(small, monkeypatch):
     infer = fused._infer
 

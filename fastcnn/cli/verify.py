@@ -39,7 +39,7 @@ def verify(
     threads: Threads = None,
     json: Json = False,
 ) -> None:
-    """Compare outputs, loss, gradients and statistics of a training step, and inference, with stock PyTorch and float64.
+    """Compare a training step's outputs, loss and gradients, and inference, with stock PyTorch and float64.
 
     Exit status 1 if an error is too large. Dropout and its like are left out.
     """
