@@ -41,7 +41,7 @@ def test_python_m_fastcnn():
     done = subprocess.run([sys.executable, "-m", "fastcnn", "--help"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0
     assert not done.stderr
-    for command in ("doctor", "explain", "verify", "summary", "claims", "bench", "demo"):
+    for command in ("doctor", "explain", "verify", "summary", "claims", "bench", "convert", "demo"):
         assert command in done.stdout
 
 

@@ -1,6 +1,8 @@
 """fastcnn summary's figures: those of spec and papers, not of its own making."""
 
 import json
+import re
+import sys
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from typer.testing import CliRunner
 
 import fastcnn
 from fastcnn.cli import app
-from fastcnn.models import get_model
+from fastcnn.models import get_model, summary_page
 from fastcnn.models.summary import summarize
 from fastcnn.models.verify import example_batch
 
@@ -117,5 +119,64 @@ def test_command():
     data = json.loads(CliRunner().invoke(app, ["summary", "lenet5", "--json"]).stdout)
     assert data["parameters"] == 60_000
     assert data["flops"] == 2 * data["macs"]
+    assert data["macs"] == 117_600 + 150_000 + 48_000 + 10_080  # c1, c3's 60 links, c5, f6
     assert CliRunner().invoke(app, ["summary", "alexnet", "--input", "1,3,8,8"]).exit_code == 2
     assert CliRunner().invoke(app, ["summary", "nonet"]).exit_code == 2
+
+
+def page_of(name):
+    with torch.device("meta"):
+        model = get_model(name)
+    return summary_page.render(summarize(model, tuple(example_batch(name, 1)[0].shape), name), model)
+
+
+def test_page():
+    """Every layer is in it, with its figures and bars in proportion to the largest; and nothing from outside."""
+    page, result = page_of("alexnet"), summary_of("alexnet")
+    rows = re.findall(r"<tr.*?</tr>", page[page.index("<tbody>") : page.index("</tbody>")], re.DOTALL)
+    assert len(rows) == len(result.layers)
+    most = max(layer.macs for layer in result.layers)
+    for row, layer in zip(rows, result.layers):
+        assert f">{layer.name}<" in row
+        assert " \u00d7 ".join(map(str, layer.output)) in row
+        if layer.macs:
+            assert f"{layer.macs:,}<" in row
+            assert f"width:{100 * layer.macs / most:.1f}%" in row
+        assert f"{layer.parameters:,}<" in row or not layer.parameters
+    assert f"<b>{result.parameters:,}</b>" in page
+    assert "11x11, stride 4<" in page
+    assert "<script" not in page
+    assert not re.findall(r"(?:src|href|url)\s*[=(]", page)
+
+
+def test_shares_of_the_parameters():
+    """Spec, A12: fc6 61.9 %, fc7 27.5 %, conv3 1.45 %."""
+    layers = summary_of("alexnet").layers
+    slices = summary_page.chart("parameters", {layer.name: layer.parameters for layer in layers}).slices
+    percent = {s.name: round(s.percent, 2) for s in slices}
+    assert (percent["fc6"], percent["fc7"], percent["conv3"]) == (61.93, 27.53, 1.45)
+    assert [s.name for s in slices] == ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"]
+    assert slices[-1].start + slices[-1].percent == pytest.approx(100)
+    deep = summary_page.chart("MACs", {layer.name: layer.macs for layer in summary_of("resnet50").layers})
+    assert [s.name for s in deep.slices] == ["conv1", "layer1", "layer2", "layer3", "layer4", "fc"]
+
+
+def test_links_of_lenets_c3():
+    page = page_of("lenet5")
+    assert page.count('class="link"') == 60
+    assert "60 of 96 links" in page
+    assert "Links of" not in page_of("lenet5_dense")
+
+
+def test_page_command(tmp_path):
+    run = CliRunner().invoke(app, ["summary", "lenet5", "--html", str(tmp_path / "a.html"), "--json"])
+    assert run.exit_code == 0
+    assert json.loads(run.stdout)["parameters"] == 60_000
+    assert "60,000" in (tmp_path / "a.html").read_text()
+    assert CliRunner().invoke(app, ["summary", "lenet5", "--html", str(tmp_path / "no" / "a.html")]).exit_code == 2
+
+
+def test_page_without_jinja(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(ImportError, match=r"an HTML summary needs jinja2: pip install 'fastcnn\[demo\]'"):
+        page_of("lenet5")

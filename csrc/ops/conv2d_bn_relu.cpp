@@ -65,6 +65,10 @@ void combine(const Moments& m, int64_t channels, Doubles& mean, Doubles& var) {
   });
 }
 
+void round_to_float(Doubles& v) {
+  for (double& x : v) x = float(x);
+}
+
 Tensor tensor_of(const Doubles& v, const Tensor& like, ScalarType type) {
   Tensor t = empty({int64_t(v.size())}, like, MemoryFormat::Contiguous, type);
   if (type == ScalarType::Double)
@@ -129,6 +133,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor
   Doubles mean(channels, 0.0), var(channels, 0.0);
   if (y.numel()) {
     dtype == Dtype::f64 ? combine<double>(moments, channels, mean, var) : combine<float>(moments, channels, mean, var);
+    // As wide as backward gets them: another scale could put the sign of ReLU's input on the other side of zero there.
+    if (dtype != Dtype::f64) round_to_float(mean), round_to_float(var);
     BatchNormReluParams p = params_of(z, format, relu);
     const Affine a = affine(mean, var, gamma, beta, eps);
     const Channels scale(a.scale, dtype), shift(a.shift, dtype);

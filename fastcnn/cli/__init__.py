@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from . import bench, claims, demo, doctor, explain, summary, verify
+from . import bench, claims, convert, demo, doctor, explain, summary, verify
 from ._output import log
 
 app = typer.Typer(
@@ -14,7 +14,8 @@ app = typer.Typer(
     help="Convolutional networks on their own kernels: checked against float64, timed against stock PyTorch.",
 )
 for command in (
-    doctor.doctor, explain.explain, verify.verify, summary.summary, claims.claims, bench.bench, demo.demo,
+    doctor.doctor, explain.explain, verify.verify, summary.summary, claims.claims, bench.bench, convert.convert,
+    demo.demo,
 ):  # fmt: skip
     app.command()(command)
 

@@ -1,6 +1,7 @@
 """Command-line arguments that several commands share."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -16,8 +17,8 @@ def _known(names: Iterable[str]) -> None:
             raise typer.BadParameter(f"unknown model {name!r}, expected one of {', '.join(list_models())}")
 
 
-def _one(name: str) -> str:
-    _known([name])
+def _one(name: str | None) -> str | None:
+    _known([] if name is None else [name])
     return name
 
 
@@ -37,6 +38,9 @@ def _set_threads(threads: int | None) -> int:
 
 
 Model = Annotated[str, typer.Argument(callback=_one, help="Name of a model.")]
+OptionalModel = Annotated[
+    str | None, typer.Option("--model", callback=_one, help="Name of a model; by default the only one that fits.")
+]
 _DEFAULT = f"Names of models; by default {', '.join(TYPICAL)}."
 Models = Annotated[list[str] | None, typer.Argument(callback=_several, help=_DEFAULT)]
 Threads = Annotated[int | None, typer.Option(min=1, callback=_set_threads, help="Threads; by default torch's.")]
@@ -47,6 +51,13 @@ def refuse_disabled() -> None:
     """Ends a comparison of fastcnn with stock PyTorch that would compare PyTorch with itself."""
     if config.disabled:
         raise typer.BadParameter("FASTCNN_DISABLE is set, so that nothing of fastcnn would run; unset it")
+
+
+def existing_directory(path: Path | None) -> Path | None:
+    """Refuses, before any work, a file to be written where there is no directory."""
+    if path is not None and not path.parent.is_dir():
+        raise typer.BadParameter(f"no such directory: {path.parent}")
+    return path
 
 
 def sizes(text: str) -> tuple[int, ...]:

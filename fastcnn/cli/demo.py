@@ -12,7 +12,7 @@ from fastcnn.demo.training import EPOCHS, GOAL, Training, train_lenet5
 from fastcnn.models import alexnet
 from fastcnn.models.verify import example_batch, fixed_seed, verify
 
-from ._arguments import Threads, refuse_disabled
+from ._arguments import Threads, existing_directory, refuse_disabled
 from ._output import log, milliseconds, progress, stdout, table, working
 from .doctor import examine, healthy
 from .doctor import report as print_findings
@@ -37,7 +37,9 @@ def _print_speed(speed: Speed) -> None:
 
 
 def demo(
-    output: Annotated[Path, typer.Option(dir_okay=False, help="The HTML report.")] = Path("fastcnn-demo.html"),
+    output: Annotated[Path, typer.Option(callback=existing_directory, dir_okay=False, help="The HTML report.")] = Path(
+        "fastcnn-demo.html"
+    ),
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of training; fewer may miss the goal.")] = EPOCHS,
     runs: Annotated[int, typer.Option(min=1, help="Timed runs.")] = 10,
     threads: Threads = None,
@@ -50,8 +52,6 @@ def demo(
     started = time.perf_counter()
     for module in ("sklearn", "matplotlib", "jinja2"):
         need(module)
-    if not output.parent.is_dir():
-        raise typer.BadParameter(f"--output: no such directory: {output.parent}")
     console = stdout()
     findings = examine()
     print_findings(findings)

@@ -15,6 +15,7 @@ import typer
 import fastcnn
 from fastcnn import _library
 from fastcnn._config import config
+from fastcnn._extras import EXTRAS
 from fastcnn.models.verify import relative_error, rounding_bound
 
 from ._arguments import Json
@@ -23,7 +24,6 @@ from ._output import print_json, stdout
 OLDEST_TORCH = (2, 11)  # the stable ABI that fastcnn._C is built for
 # What the kernels of each level are compiled for, by the names of /proc/cpuinfo.
 LEVELS = {"avx512": {"avx512f", "avx512vl", "avx512bw", "avx512dq"}, "avx2": {"avx2", "fma", "f16c"}, "baseline": set()}
-EXTRAS = {"demo": ("numpy", "sklearn", "matplotlib", "jinja2"), "test": ("pytest", "pytest_benchmark", "expecttest")}
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """`fastcnn summary`: what does each layer of a network cost?"""
 
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -7,15 +8,19 @@ import typer
 
 from fastcnn.models import get_model
 from fastcnn.models.summary import summarize
+from fastcnn.models.summary_page import render
 from fastcnn.models.verify import example_batch
 
-from ._arguments import Json, Model, sizes
-from ._output import print_json, stdout, table
+from ._arguments import Json, Model, existing_directory, sizes
+from ._output import log, print_json, stdout, table
 
 
 def summary(
     model: Model,
     input: Annotated[str | None, typer.Option(help="Input sizes N,C,H,W; by default the model's own.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(callback=existing_directory, dir_okay=False, help="Write an HTML page there.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Print layer by layer: output, activations, bytes, parameters, multiply-adds, receptive field; and the totals."""
@@ -26,6 +31,9 @@ def summary(
         result = summarize(network, shape, model)
     except RuntimeError as error:  # input that does not fit
         raise typer.BadParameter(str(error)) from error
+    if html is not None:
+        html.write_text(render(result, network), encoding="utf-8")
+        log(f"written: {html.resolve()}")
     if json:
         print_json(result.to_dict())
         return

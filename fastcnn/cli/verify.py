@@ -39,11 +39,17 @@ def verify(
     threads: Threads = None,
     json: Json = False,
 ) -> None:
-    """Compare outputs, loss and gradients with stock PyTorch and float64; exit status 1 if an error is too large."""
+    """Compare a training step's outputs, loss and gradients, and inference, with stock PyTorch and float64.
+
+    Exit status 1 if an error is too large. Dropout and its like are left out.
+    """
     refuse_disabled()
     with working(f"verifying {model}, batch {batch}, {threads} threads"), fixed_seed(seed):
         network = get_model(model)
-        result = verify_model(network, *example_batch(model, batch, seed), name=model)
+        try:
+            result = verify_model(network, *example_batch(model, batch, seed), name=model)
+        except ValueError as error:  # one value per channel cannot be normalized
+            raise typer.BadParameter(f"--batch {batch} is too small to train {model}: {error}") from error
     if json:
         checks = [{**vars(check), "passed": check.passed} for check in result.checks]
         print_json({"model": model, "batch": batch, "passed": result.passed, "checks": checks})

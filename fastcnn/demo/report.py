@@ -1,7 +1,6 @@
 """Turns the demo's results into one HTML file that needs nothing else."""
 
 import base64
-import importlib
 import io
 from dataclasses import dataclass
 from types import ModuleType
@@ -9,6 +8,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from fastcnn import _extras, _page
 from fastcnn.models.verify import Verification
 
 from .speed import Speed
@@ -19,10 +19,7 @@ SHOWN_DIGITS = 130  # ten rows of thirteen on a wide screen
 
 def need(module: str) -> ModuleType:
     """Imports one of the demo's libraries, or says how to get it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(f"the demo needs {module.split('.')[0]}: pip install 'fastcnn[demo]'") from error
+    return _extras.need(module, "the demo", "demo")
 
 
 @dataclass
@@ -93,10 +90,10 @@ def render(
     speed: Speed,
 ) -> str:
     """The report as HTML text; no script, no reference to anything outside."""
-    jinja2 = need("jinja2")
-    loader = jinja2.Environment(loader=jinja2.PackageLoader("fastcnn.demo", "."), autoescape=True, trim_blocks=True)
     longest = max(max(layer.fastcnn_s, layer.stock_s) for layer in speed.layers)
-    return loader.get_template("report.html.jinja").render(
+    return _page.render(
+        "demo/report.html.jinja",
+        "the demo",
         environment=environment,
         training=training,
         curve=training_curve(training.history),

@@ -5,8 +5,9 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-import torch
 from torch import Tensor, nn
+
+from .checkpoint import fit, read_checkpoint
 
 Weights = str | os.PathLike[str] | Mapping[str, Tensor] | None
 
@@ -29,7 +30,7 @@ def list_models() -> list[str]:
 def get_model(name: str, **kwargs) -> nn.Module:
     """Builds a model by name.
 
-    Keyword arguments go to the builder; all builders take `weights` (None, a path to a state dict, or a state dict)
+    Keyword arguments go to the builder; all builders take `weights` (None, a state dict, or the path of a checkpoint)
     and `num_classes`. Raises ValueError for an unknown name.
     """
     if name not in _builders:
@@ -43,7 +44,10 @@ def default_classes(name: str) -> int:
 
 
 def load_weights(model: nn.Module, weights: Weights) -> None:
-    """Copies a state dict, or the state dict stored at a path, into the model; keys and shapes must match exactly."""
+    """Copies a state dict, or that of a checkpoint's file, into the model.
+
+    Keys and shapes must match as read_checkpoint and fit read them, and all of them; else MismatchError says what does
+    not, and the model stays as it was.
+    """
     if weights is not None:
-        state = weights if isinstance(weights, Mapping) else torch.load(weights, map_location="cpu", weights_only=True)
-        model.load_state_dict(state)
+        model.load_state_dict(fit(model, read_checkpoint(weights).state, type(model).__name__).state)

@@ -23,6 +23,7 @@ class Layer:
 
     name: str
     type: str
+    geometry: str  # of its window: '3x3, stride 2', '' where it has none
     output: tuple[int, ...]  # without the batch
     activations: int  # values of the output
     bytes: int  # of the output
@@ -144,6 +145,24 @@ def _macs(module: nn.Module, output: Tensor) -> int:
     return 0
 
 
+def _geometry(module: nn.Module) -> str:
+    def pair(name: str) -> tuple[int, ...]:
+        value = getattr(module, name, 0)
+        return tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+
+    def short(values: tuple[int, ...]) -> str:
+        return str(values[0]) if len(set(values)) == 1 else "x".join(map(str, values))
+
+    if not hasattr(module, "kernel_size"):
+        return ""
+    parts = ["x".join(map(str, pair("kernel_size")))]
+    for name, usual in (("stride", 1), ("padding", 0), ("dilation", 1)):
+        if hasattr(module, name) and set(pair(name)) != {usual}:
+            parts.append(f"{name} {short(pair(name))}")
+    groups = getattr(module, "groups", 1)
+    return ", ".join([*parts, *([f"{groups} groups"] if groups > 1 else [])])
+
+
 def _in_place(module: nn.Module, x: Tensor, y: Tensor) -> bool:
     same = isinstance(x, Tensor) and x.shape == y.shape
     return isinstance(module, (nn.ReLU, nn.Dropout, nn.Identity)) or (
@@ -173,6 +192,7 @@ def summarize(model: nn.Module, shape: tuple[int, ...], name: str = "model") -> 
             Layer(
                 call.name,
                 type(call.module).__name__,
+                _geometry(call.module),
                 tuple(call.output.shape[1:]),
                 activations,
                 activations * call.output.element_size(),

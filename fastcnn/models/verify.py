@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,9 @@ from fastcnn import nn as fnn
 from fastcnn._config import disabled
 
 from ._registry import default_classes
-from .layers import Call, record_calls
+from .fractalnet import FractalNet
+from .observe import FUNCTIONS, Arguments, Decision, Function, OpCall, call_decided, decision_of, observed, run
+from .resnet_cifar import StochasticBlock
 
 Tensors = dict[str, Tensor]
 
@@ -27,7 +29,7 @@ class Check:
     """One compared tensor: root mean square errors relative to the float64 tensor's root mean square."""
 
     layer: str  # NETWORK for the network as a whole
-    tensor: str  # 'output', 'loss', 'input gradient', 'weight gradient', ...
+    tensor: str  # 'output', 'loss', 'weight gradient', 'running_mean', 'inference output', ...
     error: float
     stock_error: float
     tolerance: float
@@ -81,91 +83,92 @@ def rounding_bound(terms: float) -> float:
     return 2 * HALF_ULP * (math.sqrt(terms) + 4)
 
 
-def _bounds(module: nn.Module, call: Call) -> dict[str, float]:
-    """rounding_bound of the sums in the layer's output and input gradient, and under '' in a parameter's gradient."""
-    weight = getattr(module, "weight", None)
-    if isinstance(module, fnn.SparseConv2d):
-        per_output = per_input = module.weight.numel()  # no map has more links than there are
-    elif isinstance(module, fnn.LocallyConnected2d):
-        taps = math.prod(module.kernel_size)
-        per_output, per_input = taps * module.in_channels, taps * module.out_channels
-    elif isinstance(weight, Tensor) and weight.dim() > 1:
-        per_output = weight[0].numel()
-        per_input = weight.numel() // weight.shape[1] // getattr(module, "groups", 1)
-    else:  # pooling, normalization, subsampling: a window, whose size an adaptive pool only has in its output's
-        window: int | tuple[int, int] = getattr(module, "kernel_size", 0) or getattr(module, "size", 0)  # type: ignore
+# What draws random numbers while training; all of them are left in evaluation mode.
+_CHANCE = (
+    nn.modules.dropout._DropoutNd, fnn.StochasticDepth, fnn.DropPath, StochasticBlock, FractalNet,
+)  # fmt: skip
+_STATISTICS = ("running_mean", "running_var")
+
+
+def _train_without_chance(model: nn.Module) -> None:
+    model.train()
+    for module in model.modules():
+        if isinstance(module, _CHANCE):
+            module.training = False
+
+
+def _batch_norms(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+
+@torch.no_grad()
+def settle_statistics(model: nn.Module, x: Tensor) -> None:
+    """Gives batch normalizations that have seen no batch the statistics of this one, so that inference makes sense:
+    with the initial 0 and 1 the values of the deepest networks overflow."""
+    fresh = [norm for norm in _batch_norms(model) if norm.num_batches_tracked == 0]
+    if not fresh:
+        return
+    modes = [(module, module.training) for module in model.modules()]
+    momenta = [norm.momentum for norm in fresh]
+    _train_without_chance(model)
+    for norm in _batch_norms(model):
+        norm.training = norm in fresh
+    for norm in fresh:
+        norm.momentum = 1.0  # type: ignore[assignment]
+    with disabled():
+        model(x)
+    for norm, momentum in zip(fresh, momenta):
+        norm.momentum = momentum
+    for module, training in modes:
+        module.training = training
+
+
+def _bounds(call: OpCall) -> dict[str, float]:
+    """rounding_bound of the sums in the call's output and input gradient, and under '' in a parameter's gradient."""
+    x, weight = call.arguments["input"], call.arguments.get("weight")
+    if (
+        weight is None or weight.dim() < 2
+    ):  # pooling, normalization, subsampling: a window, or what an adaptive pool has
+        window = call.arguments.get("kernel_size") or call.arguments.get("size") or 0
         area = math.prod(window) if isinstance(window, tuple) else window**2
-        per_output = per_input = max(area, call.input.numel() // call.output.numel())
+        per_output = per_input = max(area, x.numel() // call.output.numel())
+    elif call.function is F.sparse_conv2d:
+        per_output = per_input = weight.numel()  # no map has more links than there are
+    elif call.function is F.local_conv2d:
+        taps = math.prod(weight.shape[-2:])
+        per_output, per_input = taps * weight.shape[3], taps * weight.shape[2]
+    else:
+        per_output = weight[0].numel()
+        per_input = weight.numel() // weight.shape[1] // call.arguments.get("groups", 1)
     channels = call.output.shape[-3] if call.output.dim() >= 3 else call.output.shape[-1]
     per_parameter = call.output.numel() // channels  # batch and positions
     terms = {"output": per_output, "input gradient": per_input, "": per_parameter}
-    return {tensor: rounding_bound(count) for tensor, count in terms.items()}
+    bounds = {tensor: rounding_bound(count) for tensor, count in terms.items()}
+    if call.arguments.get("training"):  # every gradient depends on the normalized output of the convolution, too
+        bounds |= {tensor: bounds[tensor] + bounds["output"] for tensor in ("input gradient", "")}
+    return bounds
 
 
-def _run_layer(module: nn.Module, x: Tensor, output_gradient: Tensor) -> Tensors:
-    """Output and all gradients of one layer for the given input and output gradient."""
-    module.zero_grad()
-    x = x.detach().clone().requires_grad_()
-    output = module(x)
-    output.backward(output_gradient)
-    gradients = {f"{name} gradient": parameter.grad for name, parameter in module.named_parameters()}
-    return {"output": output.detach(), "input gradient": x.grad, **gradients}  # type: ignore[dict-item]
-
-
-@contextlib.contextmanager
-def _decided_as(model: nn.Module, calls: list[Call]) -> Iterator[None]:
-    """Within the block, rectifiers and maxima decide as in the recorded calls of the same network.
-
-    Where float32 rounding tips a near-tie the other way, a whole term of a gradient moves, by 2e-2 of conv1's in stock
-    PyTorch's AlexNet. That is no error: both are gradients of the same function at inputs that are equal to rounding.
-    """
-    seen: dict[str, list[Tensor]] = {}
-    for call in calls:
-        seen.setdefault(call.name, []).append(call.input.detach())
-
-    def decide(name: str) -> Callable[..., Tensor]:
-        def hook(module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
-            (x,), then = args, seen[name].pop(0)
-            if isinstance(module, nn.MaxPool2d):
-                pool = copy.copy(module)
-                pool.return_indices = True
-                indices = pool.forward(then)[1]  # not a call, which would come back here
-                return x.flatten(-2).gather(-1, indices.flatten(-2)).view_as(indices)
-            x = x * (then > 0)
-            if isinstance(module, fnn.LocalResponseNorm):
-                mode, groups = module.alpha_mode, module.groups
-                return F.local_response_norm(
-                    x, module.size, module.alpha, module.beta, module.k, alpha_mode=mode, groups=groups
-                )
-            return x
-
-        return hook
-
-    handles = [
-        module.register_forward_hook(decide(name))
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.ReLU, nn.MaxPool2d))
-        or (isinstance(module, fnn.LocalResponseNorm) and module.activation == "relu")
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _run_network(model: nn.Module, x: Tensor, target: Tensor) -> Tensors:
-    """Output, loss and every parameter's gradient."""
-    model.zero_grad()
-    output = model(x)
-    loss = loss_of(model, output, target)
-    loss.backward()
-    gradients = {f"{name} gradient": parameter.grad for name, parameter in model.named_parameters()}
-    return {"output": output.detach(), "loss": loss.detach(), **gradients}  # type: ignore[dict-item]
+NO_GRADIENT = 1e-9  # of all gradients' norm, below which a gradient is zero but for float64's own rounding
 
 
 def _errors(actual: Tensors, reference: Tensors) -> dict[str, float]:
-    return {tensor: relative_error(actual[tensor], expected) for tensor, expected in reference.items()}
+    """Of every tensor of the reference; one that is not there is infinitely wrong.
+
+    The gradient of a bias that normalization takes away again is zero: its error is relative to all gradients' norm.
+    """
+    norms = [g.double().norm() for tensor, g in reference.items() if tensor.endswith("gradient")]
+    every = torch.stack(norms).norm().item() if norms else 0.0
+    errors = {}
+    for tensor, expected in reference.items():
+        size = expected.double().norm().item()
+        if tensor not in actual:
+            errors[tensor] = math.inf
+        elif tensor.endswith("gradient") and size < NO_GRADIENT * every:
+            errors[tensor] = (actual[tensor].double() - expected).norm().item() / every
+        else:
+            errors[tensor] = relative_error(actual[tensor], expected)
+    return errors
 
 
 def _checks(layer: str, fast: dict[str, float], stock: dict[str, float], bounds: dict[str, float]) -> list[Check]:
@@ -176,48 +179,194 @@ def _checks(layer: str, fast: dict[str, float], stock: dict[str, float], bounds:
     ]
 
 
-def verify(model: nn.Module, x: Tensor, target: Tensor, name: str = "model") -> Verification:
-    """Compares a float32 CPU network's output, loss and gradients with stock PyTorch's and with float64's.
+def _is_float(value: object) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
 
-    x and target are one batch. The network runs in eval mode (no dropout), as a whole, where output, loss and every
-    parameter's gradient are compared, and layer by layer: each of fastcnn's layers gets the input and the output
-    gradient that it had in the float64 run, rounded to float32, and must give output and gradients to within rounding.
-    """
-    was_training = model.training
-    model.eval()
-    reference_model = copy.deepcopy(model).double()
-    with disabled(), record_calls(reference_model) as calls:
-        output = reference_model(x.double())
-        loss = loss_of(reference_model, output, target)
-        outputs = [call.output for call in calls]
-        output_gradients = torch.autograd.grad(loss, outputs, retain_graph=True)
 
-    modules = dict(model.named_modules())
+def _record(model: nn.Module, calls: list[OpCall]):
+    """Runs the calls as they are and keeps them, without the statistics that they change."""
+
+    def on_call(layer: str, function: Function, arguments: Arguments):
+        output = run(function, arguments)
+        calls.append(OpCall(layer, function, arguments, output))
+        return output
+
+    return observed(model, on_call)
+
+
+def _run_call(call: OpCall, arguments: Arguments, gradient: Tensor | None, decision: Decision | None = None):
+    """Output, changed statistics and gradients of one call, what it decided, and its output by its own decisions."""
+    arguments = {
+        name: value.clone() if name in _STATISTICS and _is_float(value) else value for name, value in arguments.items()
+    }
+    leaves = {}
+    if gradient is not None:
+        leaves = {
+            name: value.detach().clone().requires_grad_()
+            for name, value in arguments.items()
+            if _is_float(value) and name not in _STATISTICS
+        }
+        arguments |= leaves
+    if decision is None:
+        own = output = call.function(**arguments)
+    else:
+        output, own = call_decided(call.function, arguments, decision)
+    results = {"output": output.detach()}
+    if arguments.get("training"):
+        results |= {name: arguments[name] for name in _STATISTICS if arguments[name] is not None}
+    if gradient is not None:
+        gradients = torch.autograd.grad(output, list(leaves.values()), gradient)
+        results |= {f"{name} gradient": g for name, g in zip(leaves, gradients)}
+    return results, decision_of(call.function, arguments, output), own.detach()
+
+
+def _verify_call(call: OpCall, arguments: Arguments, gradient: Tensor | None, bounds: dict[str, float], kind: str):
+    """The checks of one call for float32 arguments, against float64 with the same ReLUs and maxima."""
+    exact_arguments = {name: value.double() if _is_float(value) else value for name, value in arguments.items()}
+    errors: list[dict[str, float]] = []
+    exact, decided = None, Decision()
+    for run_stock in (False, True):
+        with disabled() if run_stock else contextlib.nullcontext():
+            actual, decision, _ = _run_call(call, arguments, gradient)
+        if exact is None or not decision.same(decided):
+            decided = decision
+            with disabled():
+                exact, _, own = _run_call(
+                    call, exact_arguments, None if gradient is None else gradient.double(), decided
+                )
+            difference = relative_error(exact["output"], own)
+        found = _errors(actual, exact)
+        if decision != Decision():
+            found["decisions"] = difference
+        errors.append({f"{kind}{tensor}": error for tensor, error in found.items()})
+    bounds = {f"{kind}{tensor}" if tensor else "": bound for tensor, bound in bounds.items()}
+    return _checks(call.layer, errors[0], errors[1], {**bounds, f"{kind}decisions": bounds[f"{kind}output"]})
+
+
+def _in_float32(call: OpCall, twins: dict[int, Tensor]) -> Arguments:
+    """The call's arguments, rounded; of parameters and statistics the float32 network's own, which are kept packed."""
+    return {
+        name: twins.get(id(value), value.detach().float()) if _is_float(value) else value
+        for name, value in call.arguments.items()
+    }
+
+
+def _twins(reference: nn.Module, model: nn.Module) -> dict[int, Tensor]:
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    pairs = [*reference.named_parameters(), *reference.named_buffers()]
+    return {id(tensor): tensors[key] for key, tensor in pairs}
+
+
+def _outputs(output: Tensor | tuple[Tensor | None, ...]) -> Tensors:
+    """The network's output and, in training, those of auxiliary classifiers, by name."""
+    if isinstance(output, Tensor):
+        return {"output": output.detach()}
+    names = ("output", *getattr(output, "_fields", [f"output {i}" for i in range(len(output))])[1:])
+    return {name: tensor.detach() for name, tensor in zip(names, output) if tensor is not None}
+
+
+def _run_network(model: nn.Module, x: Tensor, target: Tensor) -> Tensors:
+    """Outputs, loss, every parameter's gradient and the running statistics after one training step."""
+    output = model(x)
+    loss = loss_of(model, output, target)
+    parameters = dict(model.named_parameters())
+    gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    results = {**_outputs(output), "loss": loss.detach()}
+    results |= {f"{name} gradient": g for name, g in zip(parameters, gradients) if g is not None}
+    return results | {name: b for name, b in model.named_buffers() if name.endswith(_STATISTICS)}
+
+
+def _training_run(model: nn.Module, x: Tensor, target: Tensor, run_stock: bool) -> dict[str, float]:
+    """The errors of a float32 step against a float64 step with the same decisions."""
+    own, decisions = copy.deepcopy(model), []  # type: nn.Module, list[Decision]
+
+    def decide(layer: str, function: Function, arguments: Arguments):
+        output = run(function, arguments)
+        decisions.append(decision_of(function, arguments, output))
+        return output
+
+    with disabled() if run_stock else contextlib.nullcontext(), observed(own, decide):
+        results = _run_network(own, x, target)
+
+    reference, left = copy.deepcopy(model).double(), iter(decisions)
+    worst = 0.0
+
+    def follow(layer: str, function: Function, arguments: Arguments):
+        nonlocal worst
+        decision = next(left)
+        output, unbound = call_decided(function, arguments, decision)
+        if decision != Decision():
+            worst = max(worst, relative_error(output, unbound))
+        return output
+
+    with disabled(), observed(reference, follow):
+        expected = _run_network(reference, x.double(), target)
+    return {**_errors(results, expected), "decisions": worst}
+
+
+def _verify_training(model: nn.Module, x: Tensor, target: Tensor) -> list[Check]:
+    reference, calls = copy.deepcopy(model).double(), []  # type: nn.Module, list[OpCall]
+    twins = _twins(reference, model)
+    with disabled(), _record(reference, calls):
+        loss = loss_of(reference, reference(x.double().requires_grad_()), target)
+        gradients = torch.autograd.grad(loss, [call.output for call in calls], allow_unused=True)
+    del loss
     checks: list[Check] = []
     accumulated = 0.0  # the rounding errors of all layers, there and back, are independent: they add up in square
-    for call, output_gradient in zip(calls, output_gradients):
-        module = modules[call.name]
-        bounds = _bounds(module, call)
+    for call, gradient in zip(calls, gradients):
+        bounds = _bounds(call)
         accumulated = math.hypot(accumulated, *bounds.values())
-        if not type(module).__module__.startswith("fastcnn.nn"):
-            continue
-        inputs = call.input.detach().float(), output_gradient.float()
-        fast = _run_layer(module, *inputs)
-        with disabled():
-            stock = _run_layer(module, *inputs)
-            exact = _run_layer(call.module, inputs[0].double(), inputs[1].double())
-        checks += _checks(call.name, _errors(fast, exact), _errors(stock, exact), bounds)
+        if call.function in FUNCTIONS:
+            rounded = None if gradient is None else gradient.float()
+            checks += _verify_call(call, _in_float32(call, twins), rounded, bounds, "")
+    del reference, calls, gradients
+    fast, stock = (_training_run(model, x, target, run_stock) for run_stock in (False, True))
+    # a value on the other side of zero is off by less than the error of all values there
+    bounds = {"": accumulated, "decisions": max(accumulated, 4 * stock["output"])}
+    return checks + _checks(NETWORK, fast, stock, bounds)
 
-    errors: list[dict[str, float]] = []
-    for run_stock in (False, True):
-        with disabled() if run_stock else contextlib.nullcontext(), record_calls(model) as decisions:
-            results = _run_network(model, x, target)
-        with disabled(), _decided_as(reference_model, decisions):
-            errors.append(_errors(results, _run_network(reference_model, x.double(), target)))
-    checks += _checks(NETWORK, errors[0], errors[1], {"": accumulated})
-    model.zero_grad()
-    model.train(was_training)
-    return Verification(name, checks)
+
+@torch.no_grad()
+def _verify_inference(model: nn.Module, x: Tensor) -> list[Check]:
+    model.eval()
+    reference, calls = copy.deepcopy(model).double(), []  # type: nn.Module, list[OpCall]
+    twins = _twins(reference, model)
+    with disabled(), _record(reference, calls):
+        exact = _outputs(reference(x.double()))
+    checks: list[Check] = []
+    accumulated = 0.0
+    for call in calls:
+        bounds = _bounds(call)
+        accumulated = math.hypot(accumulated, bounds["output"])
+        if call.function in FUNCTIONS:
+            checks += _verify_call(call, _in_float32(call, twins), None, bounds, "inference ")
+    fast = _errors(_outputs(model(x)), exact)
+    with disabled():
+        stock = _errors(_outputs(model(x)), exact)
+    fast, stock = ({f"inference {name}": error for name, error in errors.items()} for errors in (fast, stock))
+    return checks + _checks(NETWORK, fast, stock, {"": accumulated})
+
+
+def verify(model: nn.Module, x: Tensor, target: Tensor, name: str = "model") -> Verification:
+    """Compares a float32 CPU network's outputs, loss and gradients with stock PyTorch's and with float64's.
+
+    x and target are one batch. A training step without dropout and its like, and inference, are compared as a whole:
+    outputs with those of auxiliary classifiers, loss, every parameter's gradient, running statistics; and call by call
+    of fastcnn's functions, fused as the network calls them: each gets the arguments and the output gradient that it had
+    in the float64 run, rounded to float32, and must give output and gradients to within rounding.
+
+    Where float32 rounding tips a ReLU or a maximum the other way, a whole term of a gradient moves, by 2e-2 of conv1's
+    in stock PyTorch's AlexNet. That is no error: both are gradients of the same function at inputs that are equal to
+    rounding. So float64 decides as the float32 run did, and 'decisions' is by how much that changed the worst output.
+
+    Batch normalizations that have seen no batch take this one's statistics (settle_statistics). The model stays as it
+    was.
+    """
+    own = copy.deepcopy(model)
+    settle_statistics(own, x)
+    _train_without_chance(own)
+    checks = _verify_training(own, x, target)
+    return Verification(name, checks + _verify_inference(own, x))
 
 
 # Inputs of other than 3x224x224.
