@@ -342,3 +342,19 @@ def test_explain():
     assert row.tile == conv.tile
     (folded,) = fastcnn.explain(fastcnn.nn.ConvBNReLU2d(8, 16, 3), x).rows  # one convolution in inference
     assert (folded.op, folded.where) == ("conv2d", "conv")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_backward_closes_where_forward_did(dtype, layout):
+    """ReLU's input is recomputed for the gradient. Here it is zero but for rounding in a quarter of all places."""
+    torch.manual_seed(0)
+    channels = 256
+    x = torch.randint(4, (2, channels, 8, 8)).to(dtype).to(memory_format=layout)
+    weight = torch.eye(channels).to(dtype).view(channels, channels, 1, 1).requires_grad_()
+    x64 = x.double()
+    mean, var = x64.mean((0, 2, 3)), x64.var((0, 2, 3), unbiased=False)
+    bn_bias = (-(2 - mean) / (var + 1e-5).sqrt()).float()
+    y = F.conv2d_bn_relu(x, weight, None, None, None, None, bn_bias, training=True)
+    (dw,) = torch.autograd.grad(y, weight, (y == 0).to(dtype))
+    assert not dw.any()
