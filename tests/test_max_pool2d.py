@@ -257,3 +257,16 @@ def test_raw_errors(call, message):
     x = torch.randn(1, 2, 7, 7)
     with pytest.raises(RuntimeError, match=message):
         call(x, *pool.ops.raw(x, *ARGS))
+
+
+@pytest.mark.parametrize("kernel", [2, 3, 4])
+def test_infinities_are_no_nan(kernel):
+    """NHWC kernels look for NaN by a sum, in which infinities of both signs cancel to one."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 21, 13, 13)
+    at = torch.rand(x.shape)
+    x[at < 0.2], x[at > 0.8] = torch.inf, -torch.inf
+    for values in (x, torch.where(at.sub(0.5).abs() < 0.02, torch.nan, x)):
+        for layout in (torch.contiguous_format, torch.channels_last):
+            got = F.max_pool2d(values.to(memory_format=layout), kernel, 2)
+            equal(got, torch.nn.functional.max_pool2d(values, kernel, 2))

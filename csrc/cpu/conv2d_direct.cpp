@@ -26,12 +26,6 @@ void skip_zero_rows(const ConvGeometry& g, const Map& xm, int64_t oh, Runs& runs
   while (runs.last > runs.first && !meets(runs.last - 1)) --runs.last;
 }
 
-// Whether the sums can go from registers straight to y.
-template <class T>
-bool whole_vectors(const Conv2dParams& p) {
-  return sizeof(T) == sizeof(Acc<T>) && p.ym.sc == 1 && (!p.residual || p.rm.sc == 1);
-}
-
 struct Block {  // what one task computes
   int64_t n, group, oh0, oh1, ow0, ow1, panel0, panel1;
 };
@@ -91,11 +85,7 @@ void compute(const Conv2dParams& p, const Conv2dPlan& plan, const Block& b, cons
         accumulate_for<A, E>(int(pixels), nv)(x, g.sw * source.col, runs, packed + v0 * panel, panel, out);
       };
       if (whole_vectors<T>(p) && width == nv * L) {
-        const auto at = [&](auto* base, const Map& m) {
-          return base ? base + b.n * m.sn + channel + oh * m.sh + ow * m.sw : nullptr;
-        };
-        sum({at(static_cast<A*>(p.y), p.ym), p.ym.sw, tile_bias, at(static_cast<const A*>(p.residual), p.rm), p.rm.sw,
-             p.relu});
+        sum(out_of<T>(p, tile_bias, b.n, channel, oh, ow));
       } else {
         sum({tile, nv * L, nullptr, nullptr, 0, false});
         epilogue<T>(p, tile, nv * L, int(pixels), width, tile_bias, b.n, channel, oh, ow);

@@ -1,9 +1,26 @@
 // The last step of every convolution kernel: bias, residual and ReLU on a tile of accumulators, then the store.
 #pragma once
+#include "cpu/conv2d_tile.h"
 #include "cpu/vec.h"
 #include "ops/conv2d.h"
 
 namespace fastcnn::FASTCNN_ISA {
+
+// Whether the sums can go from registers straight to y.
+template <class T>
+inline bool whole_vectors(const Conv2dParams& p) {
+  return sizeof(T) == sizeof(Acc<T>) && p.ym.sc == 1 && (!p.residual || p.rm.sc == 1);
+}
+
+// y from output channel oc of pixel (oh, ow) of image n on, where whole_vectors() holds.
+template <class T>
+inline Out<Acc<T>> out_of(const Conv2dParams& p, const Acc<T>* bias, int64_t n, int64_t oc, int64_t oh, int64_t ow) {
+  using A = Acc<T>;
+  const auto at = [&](auto* base, const Map& m) {
+    return base ? base + n * m.sn + oc + oh * m.sh + ow * m.sw : nullptr;
+  };
+  return {at(static_cast<A*>(p.y), p.ym), p.ym.sw, bias, at(static_cast<const A*>(p.residual), p.rm), p.rm.sw, p.relu};
+}
 
 // tile[pixel][pitch], `width` of them output channels oc, oc+1, ... of image n; pixels (oh, ow), (oh, ow+1), ...
 // bias: of channel oc, readable to the end of the last vector; or null.

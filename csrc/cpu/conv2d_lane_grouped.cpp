@@ -20,14 +20,21 @@ struct Window {
   int lanes;  // channels that exist
 };
 
-// tile[t][..] = sums of MR neighbouring pixels. KW taps of a row at once share the permuted inputs: S is then the
+// Sums of MR neighbouring pixels. KW taps of a row at once share the permuted inputs: S is then the
 // stride; else, with KW = 1, pixels lie `step` apart, whatever stride or dilation made it.
 template <class A, int CG, int KW, int S, int MR, bool kFull>
-inline void accumulate(const Window<A>& v, int64_t step, A* tile) {
+inline void accumulate(const Window<A>& v, int64_t step, const Out<A>& out, int64_t c) {
   constexpr int L = Vec<A>::lanes;
   V<A> acc[MR];
 #pragma GCC unroll 8
   for (int t = 0; t < MR; ++t) acc[t] = V<A>{};
+  // The rows that the next row of outputs is the first to read: single lines a pixel apart, which no hardware sees
+  // coming.
+  if (KW == 3)
+#pragma GCC unroll 2
+    for (int i = 0; i < S; ++i)
+#pragma GCC unroll 16
+      for (int in = 0; in < MR * S; ++in) __builtin_prefetch(v.x + (v.i1 + i) * v.row + in * step, 0, 2);
   for (int64_t i = v.i0; i < v.i1; ++i)
     for (int64_t j = v.j0; j < v.j1; j += KW) {
       const A* x = v.x + i * v.row + j * v.col;
@@ -49,21 +56,23 @@ inline void accumulate(const Window<A>& v, int64_t step, A* tile) {
             for (int c = 0; c < CG; ++c) acc[(in - k) / S] += channel[c] * u[k][c];
       }
     }
+  const Out<A> to = out.from(c);
+  const V<A> bias = to.bias_of(0);
 #pragma GCC unroll 8
-  for (int t = 0; t < MR; ++t) store(tile + t * L, acc[t]);
+  for (int t = 0; t < MR; ++t) to.put(t, 0, acc[t] + bias);
 }
 
 template <class A, int CG, int KW, int S, bool kFull>
-inline void accumulate_pixels(int pixels, const Window<A>& v, int64_t step, A* tile) {
+inline void accumulate_pixels(int pixels, const Window<A>& v, int64_t step, const Out<A>& out, int64_t c) {
   switch (pixels) {
     case 8:
-      return accumulate<A, CG, KW, S, 8, kFull>(v, step, tile);
+      return accumulate<A, CG, KW, S, 8, kFull>(v, step, out, c);
     case 4:
-      return accumulate<A, CG, KW, S, 4, kFull>(v, step, tile);
+      return accumulate<A, CG, KW, S, 4, kFull>(v, step, out, c);
     case 2:
-      return accumulate<A, CG, KW, S, 2, kFull>(v, step, tile);
+      return accumulate<A, CG, KW, S, 2, kFull>(v, step, out, c);
     default:
-      return accumulate<A, CG, KW, S, 1, kFull>(v, step, tile);
+      return accumulate<A, CG, KW, S, 1, kFull>(v, step, out, c);
   }
 }
 
@@ -83,7 +92,9 @@ void rows(const Conv2dParams& p, const Conv2dPlan& plan, Acc<T>* scratch, int64_
   constexpr int L = kLanes<T>;
   const ConvGeometry& g = p.g;
   const int64_t channels = g.groups * CG;
+  const bool straight = whole_vectors<T>(p);
   alignas(64) A tile[8 * L];
+  const Out<A> local{tile, L, nullptr, nullptr, 0, false};
   for (int64_t task = begin; task < end; ++task) {
     const int64_t ow0 = task % plan.strips * plan.cols, ow1 = ow0 + plan.cols < p.ym.w ? ow0 + plan.cols : p.ym.w;
     const int64_t oh0 = task / plan.strips % plan.bands * plan.rows,
@@ -118,22 +129,26 @@ void rows(const Conv2dParams& p, const Conv2dPlan& plan, Acc<T>* scratch, int64_
           pixels = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
         }
         const bool whole = v.j0 == 0 && v.j1 == g.kw && g.kw == 3 && g.dw == 1;
+        const Out<A> pixel = straight ? out_of<T>(p, static_cast<const A*>(p.bias), n, 0, oh, ow) : local;
         // Channels innermost: they lie side by side in memory, and a batch of maps streams through once.
         for (int64_t c0 = 0; c0 < channels; c0 += L) {
           v.x = x + h * row + w * col + c0;
           v.w = static_cast<const A*>(p.packed) + c0 / L * g.kh * g.kw * CG * L;
           v.lanes = channels - c0 < L ? int(channels - c0) : L;
-          const int n_pixels = int(pixels);
+          const bool direct = straight && v.lanes == L;
+          const Out<A>& out = direct ? pixel : local;
+          const int64_t c = direct ? c0 : 0;
           if (v.lanes < L)
-            accumulate_pixels<A, CG, 1, 1, false>(n_pixels, v, g.sw * col, tile);
+            accumulate_pixels<A, CG, 1, 1, false>(int(pixels), v, g.sw * col, out, c);
           else if (whole && g.sw == 1)
-            accumulate_pixels<A, CG, 3, 1, true>(n_pixels, v, col, tile);
+            accumulate_pixels<A, CG, 3, 1, true>(int(pixels), v, col, out, c);
           else if (whole && g.sw == 2)
-            accumulate_pixels<A, CG, 3, 2, true>(n_pixels, v, col, tile);
+            accumulate_pixels<A, CG, 3, 2, true>(int(pixels), v, col, out, c);
           else
-            accumulate_pixels<A, CG, 1, 1, true>(n_pixels, v, g.sw * col, tile);
-          epilogue<T>(p, tile, L, n_pixels, v.lanes, p.bias ? static_cast<const A*>(p.bias) + c0 : nullptr, n, c0, oh,
-                      ow);
+            accumulate_pixels<A, CG, 1, 1, true>(int(pixels), v, g.sw * col, out, c);
+          if (!direct)
+            epilogue<T>(p, tile, L, int(pixels), v.lanes, p.bias ? static_cast<const A*>(p.bias) + c0 : nullptr, n, c0,
+                        oh, ow);
         }
       }
     }

@@ -29,6 +29,19 @@ struct Out {
   const A *bias, *residual;  // or null
   int64_t residual_pitch;
   bool relu;
+
+  // Channels c and on. A copy that no store can change, made member by member: the compiler's own would read vectors
+  // over members just written, and wait for them.
+  __attribute__((always_inline)) Out from(int64_t c) const {
+    return {at + c, pitch, bias ? bias + c : bias, residual ? residual + c : residual, residual_pitch, relu};
+  }
+  __attribute__((always_inline)) V<A> bias_of(int v) const { return bias ? load(bias + v * Vec<A>::lanes) : V<A>{}; }
+  __attribute__((always_inline)) void put(int t, int v, V<A> sum) const {
+    constexpr int L = Vec<A>::lanes;
+    if (residual) sum += load(residual + t * residual_pitch + v * L);
+    if (relu) sum = sum < 0 ? V<A>{} : sum;  // not `sum > 0 ? sum : 0`: a NaN stays
+    store(at + t * pitch + v * L, sum);
+  }
 };
 
 // out[t][v*L..] = sum over k of x[t*step + k] * w[v][k][..], k over all runs; panels of w lie `panel` apart. E: what is
@@ -68,16 +81,12 @@ void accumulate(const E* x, int64_t step, const Runs& runs, const E* w, int64_t 
       u_at += L;
     }
   }
+  const Out<A> to = out.from(0);
 #pragma GCC unroll 4
   for (int v = 0; v < NV; ++v) {
-    const V<A> b = out.bias ? load(out.bias + v * L) : V<A>{};
+    const V<A> bias = to.bias_of(v);
 #pragma GCC unroll 16
-    for (int t = 0; t < MR; ++t) {
-      V<A> sum = acc[t][v] + b;
-      if (out.residual) sum += load(out.residual + t * out.residual_pitch + v * L);
-      if (out.relu) sum = sum < 0 ? V<A>{} : sum;  // not `sum > 0 ? sum : 0`: a NaN stays
-      store(out.at + t * out.pitch + v * L, sum);
-    }
+    for (int t = 0; t < MR; ++t) to.put(t, v, acc[t][v] + bias);
   }
 }
 

@@ -60,10 +60,18 @@ void values_nhwc_square(const MaxPool2dParams& p, int64_t begin, int64_t end) {
       const T* corner = x + (rows.first * p.w + columns.first) * p.c;
       if (rows.end - rows.first == K && columns.end - columns.first == K) {
         each_vector<kLanes<T>>(channels, [&](int64_t c, int lanes) {
-          V<A> best = load_part(corner + c, lanes);
+          const auto value = [&](int i) { return load_part(corner + (i / K * p.w + i % K) * p.c + c, lanes); };
+          // The sum is NaN wherever a value is (and where infinities cancel): one look for all of them.
+          V<A> best = value(0), sum = best;
 #pragma GCC unroll 9
-          for (int i = 1; i < K * K; ++i)
-            best = max_or_nan(best, load_part(corner + (i / K * p.w + i % K) * p.c + c, lanes));
+          for (int i = 1; i < K * K; ++i) {
+            const V<A> v = value(i);
+            best = larger(best, v), sum += v;
+          }
+          if (any_nan<A>(sum)) {
+            best = value(0);
+            for (int i = 1; i < K * K; ++i) best = max_or_nan(best, value(i));
+          }
           store_part(y + c, best, lanes);
         });
       } else {
