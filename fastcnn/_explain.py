@@ -119,6 +119,8 @@ def _no_winograd(weight: torch.Tensor, geometry: tuple[int, ...], accuracy: int)
     """Why a convolution that does not run by Winograd's algorithm does not."""
     if tuple(weight.shape[2:]) != (3, 3) or tuple(geometry[:2] + geometry[4:6]) != (1, 1, 1, 1):
         return "needs a 3x3 kernel, stride 1 and dilation 1"
+    if max(geometry[2:4]) > 2:
+        return "needs padding of at most 2"
     if accuracy == 0:
         return "accuracy is 'strict'"
     if min(weight.shape[1], weight.shape[0] // geometry[6]) < 16:

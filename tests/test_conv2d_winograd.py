@@ -160,6 +160,14 @@ def test_moments(geometry):
     torch.testing.assert_close(var, want.var((0, 2, 3), unbiased=False), rtol=1e-11, atol=1e-12)
 
 
+def test_padding_beyond_the_kernel_stays_zero():
+    """Outputs that read padding alone are exact zeros."""
+    y = F.conv2d(torch.randn(1, 64, 56, 56), torch.randn(64, 64, 3, 3), padding=3)
+    edge = torch.ones(y.shape[2:], dtype=torch.bool)
+    edge[1:-1, 1:-1] = False
+    assert not y[..., edge].any()
+
+
 def test_strict_is_direct():
     x, weight, call = inputs(GEOMETRIES[5], torch.float32)
     strict = ops.conv2d(x, weight, None, None, *call, False, 0)
@@ -191,6 +199,7 @@ def test_explain():
         (fastcnn.nn.Conv2d(64, 64, 3, stride=2), (1, 64, 56, 56), "stride 1"),
         (fastcnn.nn.Conv2d(64, 64, 1), (1, 64, 56, 56), "3x3 kernel"),
         (fastcnn.nn.Conv2d(8, 64, 3), (1, 8, 56, 56), "16 channels"),
+        (fastcnn.nn.Conv2d(64, 64, 3, padding=3), (1, 64, 56, 56), "padding of at most 2"),
         (fastcnn.nn.Conv2d(512, 512, 3, padding=1), (1, 512, 7, 7), "too few pixels"),
     ]:
         (row,) = fastcnn.explain(module, shape).rows

@@ -138,7 +138,9 @@ ConvAlgorithm strict_conv2d(const ConvGeometry& g, Dtype dtype, Isa isa) {
 }
 
 bool winograd_fits(const ConvGeometry& g) {
-  return g.kh == 3 && g.kw == 3 && g.sh == 1 && g.sw == 1 && g.dh == 1 && g.dw == 1 && g.zh == 1 && g.zw == 1 &&
+  // Where padding reaches further than the kernel, outputs are zero that a tile would give its neighbours' rounding.
+  const bool inside = g.ph >= 0 && g.ph < 3 && g.pw >= 0 && g.pw < 3;
+  return inside && g.kh == 3 && g.kw == 3 && g.sh == 1 && g.sw == 1 && g.dh == 1 && g.dw == 1 && g.zh == 1 && g.zw == 1 &&
          g.padding == Padding::zeros;
 }
 

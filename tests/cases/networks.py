@@ -129,7 +129,8 @@ def check_trains(model: nn.Module, x: Tensor) -> None:
     with disabled(), torch.no_grad():
         expected = loss_of(fill(model, state).train())
     loss = loss_of(fill(model, state).train())
-    assert abs(loss.item() - expected.item()) < TOLERANCE * abs(expected.item())
+    # Ten times check_same's: a loss, with float32 and float64 of stock PyTorch 4e-5 apart in Inception v4.
+    assert abs(loss.item() - expected.item()) < 10 * TOLERANCE * abs(expected.item())
     loss.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
