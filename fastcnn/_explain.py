@@ -16,7 +16,7 @@ from .ops._face import FLOATING
 # Stock kernels that a fastcnn function falls back to. Others (linear, dropout, ...) are no business of fastcnn's.
 STOCK = {
     "convolution", "convolution_overrideable", "mkldnn_convolution", "max_pool2d_with_indices", "avg_pool2d",
-    "_adaptive_avg_pool2d", "adaptive_avg_pool2d", "avg_pool3d", "max_unpool2d",
+    "_adaptive_avg_pool2d", "adaptive_avg_pool2d", "avg_pool3d", "max_unpool2d", "native_batch_norm",
 }  # fmt: skip
 
 

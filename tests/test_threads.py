@@ -100,6 +100,10 @@ OTHERS = {
         lambda x, w, g, b: F.conv2d_bn_relu(x, w, None, NORM.to(x.dtype), NORM.to(x.dtype), g, b),
         ((3, 40, 27, 29), (48, 40, 3, 3), (48,), (48,)),
     ),
+    "batch_norm_relu": (
+        lambda x, w, b: F.batch_norm_relu(x, NORM[:40].to(x.dtype), NORM[:40].to(x.dtype), w, b),
+        ((3, 40, 27, 29), (40,), (40,)),
+    ),
     "dropout": (drawn(lambda x: F.dropout(x, 0.3)), (POOLED,)),
     "stochastic_depth": (drawn(lambda x: F.stochastic_depth(x, 0.3, "row")), (POOLED,)),
     "drop_path": (drawn(lambda x: F.drop_path([x, 2 * x, 3 * x], 0.3, mode="row")), (POOLED,)),
