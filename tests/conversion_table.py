@@ -90,6 +90,8 @@ def _torchvision(name: str) -> torch.nn.Module:
         options["weights_backbone"] = None
     if "faster" in name or "mask" in name or "keypoint" in name or "retina" in name or "fcos" in name:
         options |= {"min_size": 96, "max_size": 128}
+    if "rcnn" in name:
+        options |= {"rpn_post_nms_top_n_test": 50, "box_detections_per_img": 5}
     if ".detection" in module:
         options["box_score_thresh" if "rcnn" in name else "score_thresh"] = 0.0  # or random weights keep no box
     if name in ("googlenet", "inception_v3", "quantized_googlenet", "quantized_inception_v3"):
@@ -123,8 +125,8 @@ def build(name: str) -> tuple[torch.nn.Module, tuple]:
         config = model.pretrained_cfg
         if config.get("fixed_input_size") or config.get("min_input_size"):
             size = config["input_size"][-1]
-        images, dtype = torch.randn(2, 3, size, size), torch.float64 if name == ILL_CONDITIONED else torch.float32
-        return randomized(model).eval().to(dtype), (images.to(dtype),)
+        model = randomized(model).eval().to(torch.float64 if name == ILL_CONDITIONED else torch.float32)
+        return model, (torch.randn(2, 3, size, size).to(next(model.parameters()).dtype),)
     model = randomized(_torchvision(name)).eval()
     if ".detection" in type(model).__module__:
         # In float64: which boxes are kept hangs on comparisons that rounding would turn.

@@ -7,6 +7,7 @@ import torch
 
 import fastcnn
 import fastcnn.functional as F
+import fastcnn.models
 from fastcnn.ops import batch_norm_relu as norm
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
@@ -98,6 +99,15 @@ def test_explain_tells_the_roads_apart():
     with torch.enable_grad():
         rows = fastcnn.explain(lambda t: F.batch_norm_relu(t, *rest, training=True), (2, 6, 5, 5)).rows
     assert [(row.op, row.kernel) for row in rows] == [("native_batch_norm", "stock PyTorch (ATen)")]
+
+
+def test_explain_names_the_normalization_of_a_network():
+    model = fastcnn.models.get_model("densenet40_12")
+    rows = fastcnn.explain(model, (1, 3, 32, 32)).rows
+    where = {row.where: row.op for row in rows}
+    assert where["features.denseblock1.denselayer1.norm1"] == "batch_norm_relu"
+    assert where["features.transition1.norm"] == "batch_norm_relu"
+    assert [row.where for row in rows if row.op == "native_batch_norm"] == ["features.norm5"]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])

@@ -202,8 +202,9 @@ def batch_norm_relu_(draw: Draw) -> Call:
     more, fill = optional(draw, (c,), (c,))
 
     def statistics(mean, v):
-        """Constants, a variance of 0.5 at least."""
-        return mean.detach(), v.detach().square() + 0.5
+        """Constants as wide as the kernel's, a variance of 0.5 at least."""
+        wide = torch.float64 if v.dtype == torch.float64 else torch.float32
+        return mean.detach().to(wide), v.detach().to(wide).square() + 0.5
 
     def magnitude(x, mean, v, *rest):
         mean, var = statistics(mean, v)
