@@ -174,6 +174,16 @@ def test_subclasses_of_the_normalization_stay():
     assert "a subclass with behaviour of its own" in found["1"]
 
 
+def test_frozen_statistics_stay():
+    """torchvision's FrozenBatchNorm2d, of pretrained detection models, is no BatchNorm2d."""
+    frozen = pytest.importorskip("torchvision.ops", reason="the class is torchvision's").FrozenBatchNorm2d(8)
+    frozen.running_mean.normal_()
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), frozen, torch.nn.ReLU())
+    found, report = by(model)
+    assert found == {"0": "fastcnn.nn.Conv2d", "1": found["2"], "2": "fastcnn has no kernel for it"}
+    assert report.error < 1e-5
+
+
 def test_no_other_name_is_made_of_timm():
     with pytest.raises(AttributeError, match="no attribute 'FusedBatchNorm3d'"):
         fastcnn._fused.FusedBatchNorm3d  # noqa: B018
