@@ -179,9 +179,9 @@ def _evaluating(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _outputs(model: torch.nn.Module, example: Any) -> tuple[Any, list[torch.Tensor] | None, str]:
-    """The example, the model's floating-point outputs on it, and why there are none."""
+    """An example that the model takes, its floating-point outputs on it, and why there are none."""
     candidates = [example] if example is not None else _examples(model)
-    why = "no convolution to take an image's channels from"
+    why, fits = "no convolution to take an image's channels from", None
     with _evaluating(model):
         for candidate in candidates:
             torch.manual_seed(0)
@@ -193,8 +193,10 @@ def _outputs(model: torch.nn.Module, example: Any) -> tuple[Any, list[torch.Tens
                 why = f"not checked: random images do not fit ({type(error).__name__}: {error}); give an example"
                 continue
             tensors = [t for t in pytree.tree_leaves(out) if isinstance(t, torch.Tensor) and t.is_floating_point()]
-            return candidate, tensors, ""
-    return None, None, why
+            if any(t.numel() for t in tensors):
+                return candidate, tensors, ""
+            why, fits = "not checked: the outputs on the example hold no values; give another", candidate
+    return fits, None, why
 
 
 def _call(model: torch.nn.Module, example: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What convert_ makes of other people's models: every one of torchvision that has a Conv2d, and a hundred of timm.
+"""What convert_ makes of other people's models: all of torchvision that have a Conv2d, and over a hundred of timm.
 
     python -m tests.conversion_table > docs/conversion.md
 
