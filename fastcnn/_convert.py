@@ -5,7 +5,6 @@ sharing and train/eval mode are therefore untouched, and taking the class back u
 """
 
 import contextlib
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -14,7 +13,8 @@ import torch
 from torch.utils import _pytree as pytree
 
 from . import nn
-from .nn.conv_bn import fused_forward, hooked
+from ._chains import Chain, find_chains
+from ._fused import fused_class
 
 _REPLACED = {
     torch.nn.Conv2d: nn.Conv2d,
@@ -24,43 +24,6 @@ _REPLACED = {
     torch.nn.AdaptiveAvgPool2d: nn.AdaptiveAvgPool2d,
     torch.nn.LocalResponseNorm: nn.LocalResponseNorm,
 }
-
-
-class _Fused(torch.nn.Module):
-    """A member of a convolution, batch normalization and maybe ReLU that run as one while none of them has hooks."""
-
-    _fastcnn_chain: tuple[torch.nn.Module, ...]
-
-    def _live(self) -> bool:
-        return not any(hooked(module) for module in self._fastcnn_chain)
-
-
-class FusedConv2d(_Fused, nn.Conv2d):
-    """The convolution that does the chain's work."""
-
-    def forward(self, input):
-        if not self._live():
-            return super().forward(input)
-        _, bn, *relu = self._fastcnn_chain
-        return fused_forward(self, bn, input, None, bool(relu))
-
-
-class _Done(_Fused):
-    """A member whose work the convolution before it has done."""
-
-    def forward(self, input):
-        return input if self._live() else super().forward(input)
-
-
-class FusedBatchNorm2d(_Done, torch.nn.BatchNorm2d):
-    """The normalization of a chain."""
-
-
-class FusedReLU(_Done, torch.nn.ReLU):
-    """The activation of a chain."""
-
-
-_FUSED = {torch.nn.Conv2d: FusedConv2d, torch.nn.BatchNorm2d: FusedBatchNorm2d, torch.nn.ReLU: FusedReLU}
 
 
 @dataclass(frozen=True)
@@ -104,14 +67,15 @@ def convert_(
     verify: bool = True,
     example: Any = None,
 ) -> ConversionReport:
-    """Replaces convolution, pooling, LRN and convolution+BatchNorm2d(+ReLU) modules of `model` by fastcnn's, in place.
+    """Replaces convolution, pooling and LRN modules of `model`, and chains with BatchNorm2d, by fastcnn's, in place.
 
     filter_fn(name, module): which modules may be replaced; by default all. fuse: also chains of a convolution, its
-    batch normalization and ReLU, where torch.fx can trace the model and each is called once. verify: compares outputs
-    in evaluation mode before and after, on `example` (a tensor or a tuple of arguments; by default random images that
-    the model's first convolution takes), and undoes the conversion with RuntimeError if they differ by more than 1e-3
-    of their largest value (2e-2 in 16 bits). Subclasses, parametrized modules and modules prepared for quantization are
-    left as they are; the report names the reason. `revert_` undoes all of it.
+    batch normalization and maybe ReLU, or of a normalization and ReLU, each the only consumer of the one before it, as
+    torch.fx sees it in the model, or in its largest traceable parts and in a run of the model on the example. verify:
+    compares outputs in evaluation mode before and after, on `example` (a tensor or a tuple of arguments; by default
+    random images that the model's first convolution takes), and undoes the conversion with RuntimeError if they differ
+    by more than 1e-3 of their largest value (2e-2 in 16 bits). Subclasses, parametrized modules and modules prepared
+    for quantization are left as they are; the report names the reason. `revert_` undoes all of it.
     """
     if any("_fastcnn_original" in vars(m) for m in model.modules()):
         raise ValueError("convert_: expected a model that is not converted; call revert_ first")
@@ -119,12 +83,12 @@ def convert_(
     before = None
     if verify:
         example, before, report.verification = _outputs(model, example)
-    chains, report.tracing = _chains(model, filter_fn) if fuse else ([], "not asked for")
+    chains, report.tracing = _chains(model, filter_fn, example) if fuse else ([], "not asked for")
     member = {id(m): chain for chain in chains for m in chain}
     for name, module in model.named_modules():
         if id(module) in member:
             report.modules.append(_fuse(name, module, member[id(module)]))
-        elif not any(True for _ in module.children()) or type(module) in _REPLACED:
+        elif not any(True for _ in module.children()) or isinstance(module, (*_REPLACED, torch.nn.BatchNorm2d)):
             report.modules.append(_replace(name, module, filter_fn))
     if before is not None:
         _, after, why = _outputs(model, example)
@@ -173,48 +137,33 @@ def _refusal(name: str, module: torch.nn.Module, filter_fn) -> str:
         return "fastcnn's already"
     if torch.nn.utils.parametrize.is_parametrized(module):
         return "parametrized"
-    if isinstance(module, tuple(_REPLACED)):
+    if isinstance(module, (*_REPLACED, torch.nn.BatchNorm2d)) and kind is not torch.nn.BatchNorm2d:
         return f"a subclass with behaviour of its own ({kind.__module__}.{kind.__qualname__})"
     return "fastcnn has no kernel for it"
 
 
-def _fuse(name: str, module: torch.nn.Module, chain: tuple[torch.nn.Module, ...]) -> Converted:
-    kind = type(module)
-    _become(module, _FUSED[kind])
+def _chains(model: torch.nn.Module, filter_fn, example: Any) -> tuple[list[Chain], str]:
+    names = {m: n for n, m in model.named_modules()}
+
+    def wanted(module: torch.nn.Module) -> bool:
+        asked = filter_fn is None or filter_fn(names[module], module)
+        return asked and getattr(module, "qconfig", None) is None
+
+    def run() -> Any:
+        with _evaluating(model):
+            return _call(model, example)
+
+    return find_chains(model, wanted, None if example is None else run)
+
+
+def _fuse(name: str, module: torch.nn.Module, chain: Chain) -> Converted:
+    kind, first = type(module), chain[0]
+    what = "conv2d_bn_relu" if isinstance(first, torch.nn.Conv2d) else "batch_norm_relu"
+    if not isinstance(chain[-1], torch.nn.ReLU):
+        what += " without ReLU"
+    _become(module, fused_class(module, module is first))
     vars(module)["_fastcnn_chain"] = chain
-    what = "conv2d_bn_relu" if len(chain) == 3 else "conv2d_bn_relu without ReLU"
-    return Converted(name, kind.__name__, True, what if module is chain[0] else f"part of {what}")
-
-
-def _chains(model: torch.nn.Module, filter_fn) -> tuple[list[tuple[torch.nn.Module, ...]], str]:
-    """Convolutions whose one consumer is a batch normalization, and the ReLU that is that one's only consumer."""
-    try:
-        graph = torch.fx.Tracer().trace(model)
-    except Exception as error:  # whatever the model's own code raises on proxies
-        return [], f"not traceable ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
-    calls = Counter(id(model.get_submodule(n.target)) for n in graph.nodes if n.op == "call_module")
-    names = {id(m): n for n, m in model.named_modules()}
-
-    def only(node, kind) -> torch.nn.Module | None:
-        """The module of a call of exactly this class, called nowhere else, without hooks."""
-        if node.op != "call_module":
-            return None
-        module = model.get_submodule(node.target)
-        plain = type(module) is kind and calls[id(module)] == 1 and not hooked(module)
-        wanted = filter_fn is None or filter_fn(names[id(module)], module)
-        return module if plain and wanted and getattr(module, "qconfig", None) is None else None
-
-    chains: list[tuple[torch.nn.Module, ...]] = []
-    for node in graph.nodes:
-        conv = only(node, torch.nn.Conv2d)
-        user = next(iter(node.users)) if conv is not None and len(node.users) == 1 else None
-        bn = only(user, torch.nn.BatchNorm2d) if user is not None else None
-        if conv is None or bn is None or user is None or bn.num_features != conv.out_channels:
-            continue
-        after = next(iter(user.users)) if len(user.users) == 1 else None
-        relu = only(after, torch.nn.ReLU) if after is not None else None
-        chains.append((conv, bn) if relu is None else (conv, bn, relu))
-    return chains, f"traced: {len(chains)} chains"
+    return Converted(name, kind.__name__, True, what if module is first else f"part of {what}")
 
 
 @contextlib.contextmanager
@@ -230,22 +179,28 @@ def _evaluating(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _outputs(model: torch.nn.Module, example: Any) -> tuple[Any, list[torch.Tensor] | None, str]:
-    """The example, the model's floating-point outputs on it, and why there are none."""
+    """An example that the model takes, its floating-point outputs on it, and why there are none."""
     candidates = [example] if example is not None else _examples(model)
-    why = "no convolution to take an image's channels from"
+    why, fits = "no convolution to take an image's channels from", None
     with _evaluating(model):
         for candidate in candidates:
             torch.manual_seed(0)
             try:
-                out = model(*candidate) if isinstance(candidate, tuple) else model(candidate)
+                out = _call(model, candidate)
             except Exception as error:
                 if example is not None:
                     raise
                 why = f"not checked: random images do not fit ({type(error).__name__}: {error}); give an example"
                 continue
             tensors = [t for t in pytree.tree_leaves(out) if isinstance(t, torch.Tensor) and t.is_floating_point()]
-            return candidate, tensors, ""
-    return None, None, why
+            if any(t.numel() for t in tensors):
+                return candidate, tensors, ""
+            why, fits = "not checked: the outputs on the example hold no values; give another", candidate
+    return fits, None, why
+
+
+def _call(model: torch.nn.Module, example: Any) -> Any:
+    return model(*example) if isinstance(example, tuple) else model(example)
 
 
 def _examples(model: torch.nn.Module) -> list[torch.Tensor]:

@@ -4,9 +4,9 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 
 import torch
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import _library, functional
@@ -16,7 +16,7 @@ from .ops._face import FLOATING
 # Stock kernels that a fastcnn function falls back to. Others (linear, dropout, ...) are no business of fastcnn's.
 STOCK = {
     "convolution", "convolution_overrideable", "mkldnn_convolution", "max_pool2d_with_indices", "avg_pool2d",
-    "_adaptive_avg_pool2d", "adaptive_avg_pool2d", "avg_pool3d", "max_unpool2d",
+    "_adaptive_avg_pool2d", "adaptive_avg_pool2d", "avg_pool3d", "max_unpool2d", "native_batch_norm",
 }  # fmt: skip
 
 
@@ -155,21 +155,29 @@ def _other(where: str, name: str, x: torch.Tensor) -> Choice:
 
 
 class _Recorder(TorchDispatchMode):
-    def __init__(self):
+    def __init__(self, model: torch.nn.Module | None):
         super().__init__()
         self.rows: list[Choice] = []
         self.path: list[str] = []
+        modules = list(model.named_modules()) if model is not None else []
+        self.names = {module: name for name, module in modules}
+        self.owners = {  # a fused op's modules are not called: their parameters and statistics tell
+            id(t): name
+            for name, module in modules
+            for t in (*module.parameters(recurse=False), *module.buffers(recurse=False))
+        }
 
-    def enter(self, name: str, module, args) -> None:
+    def enter(self, module, args) -> None:
         """A forward pre-hook: what is dispatched from now on belongs to this module."""
-        self.path.append(name)
+        self.path.append(self.names.get(module, self.path[-1] if self.path else ""))
 
     def leave(self, module, args, output) -> None:
         """A forward hook."""
         self.path.pop()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        where, name = self.path[-1] if self.path else "", func._opname
+        called, name = self.path[-1] if self.path else "", func._opname
+        where = next((self.owners[id(a)] for a in args[1:] if id(a) in self.owners), called)
         if func.namespace == "fastcnn" and not name.startswith("_pack"):
             if name in ("conv2d", "_conv2d"):
                 geometry = args[5] if name == "_conv2d" else (*args[4], *args[5], *args[6], args[7])
@@ -215,14 +223,15 @@ def explain(
         parameters = call.parameters() if isinstance(call, torch.nn.Module) else iter(())
         dtype = next((p.dtype for p in parameters), torch.float32)
     inputs = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
-    recorder = _Recorder()
+    model = call if isinstance(call, torch.nn.Module) else None
+    recorder = _Recorder(model)
     with contextlib.ExitStack() as undo, torch.no_grad():
-        if isinstance(call, torch.nn.Module):
-            for name, m in call.named_modules():
-                undo.callback(setattr, m, "training", m.training)
-                m.training = False
-                undo.enter_context(_hook(m.register_forward_pre_hook(partial(recorder.enter, name))))
-                undo.enter_context(_hook(m.register_forward_hook(recorder.leave, always_call=True)))
+        for m in () if model is None else model.modules():
+            undo.callback(setattr, m, "training", m.training)
+            m.training = False
+        # Every module's hooks, which unlike a module's own leave fused calls fused.
+        undo.enter_context(_hook(register_module_forward_pre_hook(recorder.enter)))
+        undo.enter_context(_hook(register_module_forward_hook(recorder.leave, always_call=True)))
         with recorder:
             call(*inputs)
     return Explanation(recorder.rows)

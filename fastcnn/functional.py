@@ -8,6 +8,7 @@ the stock PyTorch composition that stands beside the op in fastcnn/ops; `fastcnn
 from .ops._drop import drop_path, dropout, stochastic_depth
 from .ops.adaptive_avg_pool2d import adaptive_avg_pool2d
 from .ops.avg_pool2d import avg_pool2d
+from .ops.batch_norm_relu import batch_norm_relu
 from .ops.conv2d import conv2d
 from .ops.conv2d_bn_relu import conv2d_bn_relu
 from .ops.conv_transpose2d import conv_transpose2d
@@ -22,6 +23,7 @@ from .ops.subsample2d import subsample2d
 __all__ = [
     "adaptive_avg_pool2d",
     "avg_pool2d",
+    "batch_norm_relu",
     "conv2d",
     "conv2d_bn_relu",
     "conv_transpose2d",

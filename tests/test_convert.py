@@ -162,6 +162,16 @@ def test_the_check_finds_a_wrong_kernel_and_undoes_all(monkeypatch):
     assert type(model.conv1) is torch.nn.Conv2d
 
 
+def test_outputs_without_values_check_nothing():
+    """A detector that finds nothing in the example."""
+    model = torch.nn.Sequential(Small(), torch.nn.Threshold(1e9, 0))
+    model.forward = lambda x: torch.nn.Sequential.forward(model, x)[:0]
+    report = fastcnn.convert_(model, example=X)
+    assert report.error is None
+    assert "hold no values" in report.verification
+    assert report.replaced
+
+
 def test_misuse():
     model = Small()
     fastcnn.convert_(model, example=X)

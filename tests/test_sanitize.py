@@ -19,6 +19,7 @@ FILES = (
     "test_max_unpool2d.py",
     "test_avg_pool2d.py",
     "test_adaptive_avg_pool2d.py",
+    "test_batch_norm_relu.py",
     "test_local_conv2d.py",
     "test_local_response_norm.py",
     "test_lrn_max_pool2d.py",

@@ -100,6 +100,11 @@ OTHERS = {
         lambda x, w, g, b: F.conv2d_bn_relu(x, w, None, NORM.to(x.dtype), NORM.to(x.dtype), g, b),
         ((3, 40, 27, 29), (48, 40, 3, 3), (48,), (48,)),
     ),
+    # As a function of its input alone: the gradients of weight and bias are PyTorch's own.
+    "batch_norm_relu": (
+        lambda x: F.batch_norm_relu(x, *(NORM[:40].to(x.dtype) for _ in range(4))),
+        ((3, 40, 27, 29),),
+    ),
     "dropout": (drawn(lambda x: F.dropout(x, 0.3)), (POOLED,)),
     "stochastic_depth": (drawn(lambda x: F.stochastic_depth(x, 0.3, "row")), (POOLED,)),
     "drop_path": (drawn(lambda x: F.drop_path([x, 2 * x, 3 * x], 0.3, mode="row")), (POOLED,)),

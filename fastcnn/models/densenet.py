@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcnn import nn as fnn
-from fastcnn.nn.conv_bn import conv_bn_relu
+from fastcnn.nn.conv_bn import bn_relu, conv_bn_relu
 
 from ._registry import Weights, load_weights, register_model
 
@@ -30,7 +30,7 @@ class _Layer(nn.Module):
         self.drop = fnn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.relu1(self.norm1(x))
+        x = bn_relu(self.norm1, self.relu1, x)
         if not self.bottleneck:
             return self.drop(self.conv1(x))
         return self.drop(self.conv2(conv_bn_relu(self.conv1, self.norm2, x, activation=self.relu2)))
@@ -59,6 +59,9 @@ class _Transition(nn.Sequential):
         self.relu = nn.ReLU()
         self.conv = fnn.Conv2d(in_channels, out_channels, 1, bias=False)
         self.pool = fnn.AvgPool2d(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(self.conv(bn_relu(self.norm, self.relu, x)))
 
 
 class _Features(nn.Sequential):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastcnn import functional as F
 from fastcnn import nn as fnn
-from fastcnn.nn.conv_bn import conv_bn_relu, is_plain
+from fastcnn.nn.conv_bn import bn_relu, conv_bn_relu, is_plain
 
 from ._registry import Weights, load_weights, register_model
 
@@ -53,7 +53,7 @@ class PreActBasic(nn.Module):
         self.conv2 = fnn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.relu1(self.norm1(x))
+        y = bn_relu(self.norm1, self.relu1, x)
         shortcut = x if self.downsample is None else self.downsample(y)
         y = self.drop(conv_bn_relu(self.conv1, self.norm2, y, activation=self.relu2))
         return _conv_add(self.conv2, y, shortcut)
@@ -78,7 +78,7 @@ class PreActBottleneck(nn.Module):
         self.conv3 = fnn.Conv2d(width, out_channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.relu1(self.norm1(x))
+        y = bn_relu(self.norm1, self.relu1, x)
         shortcut = x if self.downsample is None else self.downsample(y)
         y = conv_bn_relu(self.conv1, self.norm2, y, activation=self.relu2)
         y = conv_bn_relu(self.conv2, self.norm3, y, activation=self.relu3)
@@ -170,7 +170,7 @@ class ResNetV2(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # shapes for 224x224 input, and for 32x32 with the 'cifar' stem
         x = self.stem(x)  # (N, stem_channels, 56, 56); (N, stem_channels, 32, 32)
         x = self.stages(x)  # (N, channels[-1], 7, 7); (N, channels[-1], 8, 8)
-        return self.head(self.relu(self.norm(x)))
+        return self.head(bn_relu(self.norm, self.relu, x))
 
 
 def _resnetv2(block: type[nn.Module], counts: Sequence[int], weights: Weights, *args, **options) -> ResNetV2:

@@ -76,6 +76,35 @@ def conv_bn_relu(conv, bn, input, residual=None, activation="relu"):
 
 def fused_forward(conv, bn, input, residual, relu):
     """conv_bn_relu on modules that need not be called themselves."""
+    running_mean, running_var, training, momentum = _statistics(bn)
+    padding = conv.padding
+    if conv.padding_mode != "zeros":
+        padding = 0
+        input = torch.nn.functional.pad(input, conv._reversed_padding_repeated_twice, mode=conv.padding_mode)
+    return F.conv2d_bn_relu(
+        input, conv.weight, conv.bias, running_mean, running_var,
+        bn.weight, bn.bias, conv.stride, padding, conv.dilation, conv.groups,
+        training=training, momentum=momentum, eps=bn.eps, activation="relu" if relu else None,
+        residual=residual,
+    )  # fmt: skip
+
+
+def bn_relu(bn, activation, input):
+    """activation(bn(input)) in one pass over the input, for networks that normalize before they convolve.
+
+    Where one of the two modules has hooks, or is of another class than BatchNorm2d and ReLU, they are called in turn.
+    """
+    return fused_norm(bn, input) if is_plain(bn) and is_plain(activation) else activation(bn(input))
+
+
+def fused_norm(bn, input):
+    """bn_relu on modules that need not be called themselves."""
+    running_mean, running_var, training, momentum = _statistics(bn)
+    return F.batch_norm_relu(input, running_mean, running_var, bn.weight, bn.bias, training, momentum, bn.eps)
+
+
+def _statistics(bn):
+    """Running mean and variance, training and momentum for torch.nn.functional.batch_norm; counts the call."""
     momentum = 0.0 if bn.momentum is None else bn.momentum
     if bn.training and bn.track_running_stats and bn.num_batches_tracked is not None:
         bn.num_batches_tracked.add_(1)
@@ -83,16 +112,7 @@ def fused_forward(conv, bn, input, residual, relu):
             momentum = 1.0 / float(bn.num_batches_tracked)
     training = bn.training or (bn.running_mean is None and bn.running_var is None)
     keep = not bn.training or bn.track_running_stats
-    padding = conv.padding
-    if conv.padding_mode != "zeros":
-        padding = 0
-        input = torch.nn.functional.pad(input, conv._reversed_padding_repeated_twice, mode=conv.padding_mode)
-    return F.conv2d_bn_relu(
-        input, conv.weight, conv.bias, bn.running_mean if keep else None, bn.running_var if keep else None,
-        bn.weight, bn.bias, conv.stride, padding, conv.dilation, conv.groups,
-        training=training, momentum=momentum, eps=bn.eps, activation="relu" if relu else None,
-        residual=residual,
-    )  # fmt: skip
+    return bn.running_mean if keep else None, bn.running_var if keep else None, training, momentum
 
 
 def _checked(activation):

@@ -3,6 +3,7 @@
 from . import (  # noqa: F401
     adaptive_avg_pool2d,
     avg_pool2d,
+    batch_norm_relu,
     conv2d,
     local_response_norm,
     lrn_max_pool2d,

@@ -9,6 +9,7 @@ import fastcnn.functional as F
 from fastcnn.ops import (
     adaptive_avg_pool2d,
     avg_pool2d,
+    batch_norm_relu,
     conv2d,
     conv2d_bn_relu,
     conv_transpose2d,
@@ -202,6 +203,35 @@ def conv2d_bn_relu_(draw: Draw) -> Call:
         magnitude,
         gradients=not relu,
         same_bits=False,  # without gradients the folded weight is as wide as the accumulator
+    )
+
+
+@op
+def batch_norm_relu_(draw: Draw) -> Call:
+    n, c, size, relu = draw(BATCHES), draw(CHANNELS), pair(draw, 1, 17), draw(FLAG)
+    more, fill = optional(draw, (c,), (c,))
+
+    def statistics(mean, v):
+        """Constants as wide as the kernel's, a variance of 0.5 at least."""
+        wide = torch.float64 if v.dtype == torch.float64 else torch.float32
+        return mean.detach().to(wide), v.detach().to(wide).square() + 0.5
+
+    def magnitude(x, mean, v, *rest):
+        mean, var = statistics(mean, v)
+        gamma, beta = (None if t is None else t.abs() for t in fill(rest))
+        return batch_norm_relu.reference(x.abs(), -mean.abs(), var, gamma, beta, 1e-5, False)
+
+    return Call(
+        f"relu={relu}",
+        lambda x, mean, v, *rest: F.batch_norm_relu(
+            x, *statistics(mean, v), *fill(rest), activation="relu" if relu else None
+        ),
+        lambda x, mean, v, *rest: batch_norm_relu.reference(x, *statistics(mean, v), *fill(rest), 1e-5, relu),
+        ((n, c, *size), (c,), (c,), *more),
+        (8,) * (4 + len(more)),
+        magnitude,
+        gradients=False,  # of running statistics there are none
+        same_bits=False,  # with gradients PyTorch computes
     )
 
 
