@@ -43,7 +43,7 @@ class Decision:
 
 FUNCTIONS: tuple[Function, ...] = (
     F.conv2d, F.conv2d_bn_relu, F.conv_transpose2d, F.local_conv2d, F.sparse_conv2d, F.subsample2d, F.max_pool2d,
-    F.avg_pool2d, F.adaptive_avg_pool2d, F.local_response_norm, F.lrn_max_pool2d,
+    F.avg_pool2d, F.adaptive_avg_pool2d, F.local_response_norm, F.lrn_max_pool2d, F.batch_norm_relu,
 )  # fmt: skip
 _RECTIFIERS: tuple[Function, ...] = (nn.functional.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
 _IN_PLACE: tuple[Function, ...] = (torch.relu_, Tensor.relu_)

@@ -213,8 +213,15 @@ def batch_norm_relu_(draw: Draw) -> Call:
 
     def statistics(mean, v):
         """Constants as wide as the kernel's, a variance of 0.5 at least."""
-        wide = torch.float64 if v.dtype == torch.float64 else torch.float32
-        return mean.detach().to(wide), v.detach().to(wide).square() + 0.5
+        return widened(mean.detach()), widened(v.detach()).square() + 0.5
+
+    def widened(t):
+        return t if t is None or t.dtype == torch.float64 else t.float()
+
+    def function(x, mean, v, *rest):
+        """All of the normalization as wide: PyTorch, which computes where gradients are wanted, takes no mixture."""
+        affine = map(widened, fill(rest))
+        return F.batch_norm_relu(x, *statistics(mean, v), *affine, activation="relu" if relu else None)
 
     def magnitude(x, mean, v, *rest):
         mean, var = statistics(mean, v)
@@ -223,9 +230,7 @@ def batch_norm_relu_(draw: Draw) -> Call:
 
     return Call(
         f"relu={relu}",
-        lambda x, mean, v, *rest: F.batch_norm_relu(
-            x, *statistics(mean, v), *fill(rest), activation="relu" if relu else None
-        ),
+        function,
         lambda x, mean, v, *rest: batch_norm_relu.reference(x, *statistics(mean, v), *fill(rest), 1e-5, relu),
         ((n, c, *size), (c,), (c,), *more),
         (8,) * (4 + len(more)),
