@@ -340,7 +340,8 @@ void winograd_weight_grad(Conv2dWeightGradParams p, Tensor& dw) {
   const auto buffer = [&](int64_t elements) {
     return empty({elements}, dw, MemoryFormat::Contiguous, accumulator_type(p.dtype));
   };
-  const Tensor sums = buffer(36 * p.g.group_in * plan.panels * plan.lanes), transformed = buffer(plan.grads);
+  const Tensor sums = buffer(kWinogradPoints * p.g.group_in * plan.panels * plan.lanes),
+               transformed = buffer(plan.grads);
   p.dw = sums.mutable_data_ptr();
   void *grads = transformed.mutable_data_ptr(), *out = dw.mutable_data_ptr();
   for (int64_t group = 0; group < p.g.groups; ++group) {

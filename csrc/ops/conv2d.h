@@ -63,6 +63,8 @@ struct Conv2dPlan {
 void flatten_pixels(Conv2dParams& p);
 
 Conv2dPlan plan_conv2d(const Conv2dParams& p, Isa isa, int64_t threads);
+// Winograd's F(4x4, 3x3): outputs of a tile along each axis, and points at which it multiplies.
+constexpr int64_t kWinogradOut = 4, kWinogradPoints = 36;
 // Elements from one tile's transformed channels to the next one's: whole vectors, and never a power of two, whose rows
 // would fall into few sets of L1.
 constexpr int64_t winograd_step(int64_t channels, int64_t lanes) {

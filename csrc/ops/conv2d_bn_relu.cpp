@@ -2,7 +2,7 @@
 // conv2d_bn_relu (in inference the normalization is folded into the convolution's weight).
 #include <cmath>
 
-#include "ops/batch_norm_relu.h"
+#include "ops/batch_norm_args.h"
 #include "ops/conv2d.h"
 #include "ops/conv2d_args.h"
 
@@ -10,41 +10,8 @@ namespace fastcnn {
 namespace {
 
 using OptionalTensor = std::optional<Tensor>;
-using Doubles = std::vector<double>;
 
 constexpr const char* kOp = "conv2d_bn_relu";
-
-// Elements below which waking the pool costs more than a second thread saves.
-constexpr int64_t kSerialElements = 16 * 1024;
-
-// One value a channel; `missing` where there is no tensor.
-Doubles values(const char* argument, const OptionalTensor& t, int64_t channels, double missing) {
-  if (!t) return Doubles(channels, missing);
-  FASTCNN_CHECK(t->dim() == 1 && t->size(0) == channels, kOp, ": expected ", argument, " to have ", channels,
-                " elements, but got ", argument, " of size ", str(*t));
-  dtype_of(kOp, *t);
-  const Tensor wide = torch::stable::contiguous(torch::stable::to(*t, ScalarType::Double));
-  const double* v = static_cast<const double*>(wide.const_data_ptr());
-  return Doubles(v, v + channels);
-}
-
-// Values in the accumulator type.
-class Channels {
- public:
-  Channels(const Doubles& v, Dtype dtype) {
-    if (dtype == Dtype::f64)
-      wide_ = v;
-    else
-      narrow_.assign(v.begin(), v.end());
-  }
-  const void* data() const {
-    return wide_.empty() ? static_cast<const void*>(narrow_.data()) : static_cast<const void*>(wide_.data());
-  }
-
- private:
-  std::vector<float> narrow_;
-  Doubles wide_;
-};
 
 // Mean and variance over all pixels from those of the slots, in double and in the slots' order (Chan et al. 1983).
 template <class A>
@@ -52,7 +19,7 @@ void combine(const Moments& m, int64_t channels, Doubles& mean, Doubles& var) {
   const A* data = reinterpret_cast<const A*>(m.data.get());
   const int64_t per_row = (m.row + kMomentPixels - 1) / kMomentPixels, rest = m.row - (per_row - 1) * kMomentPixels;
   const auto count = [&](int64_t slot) { return double(slot % per_row + 1 < per_row ? kMomentPixels : rest); };
-  parallel_for(channels, 1 + kSerialElements / m.slots, [&](int64_t c0, int64_t c1) {
+  parallel_for(channels, 1 + kSerialNormElements / m.slots, [&](int64_t c0, int64_t c1) {
     for (int64_t s = 0; s < m.slots; ++s)
       for (int64_t c = c0; c < c1; ++c) mean[c] += count(s) * double(data[s * 2 * channels + c]);
     for (int64_t c = c0; c < c1; ++c) mean[c] /= double(m.pixels);
@@ -76,25 +43,6 @@ Tensor tensor_of(const Doubles& v, const Tensor& like, ScalarType type) {
   else
     std::copy(v.begin(), v.end(), static_cast<float*>(t.mutable_data_ptr()));
   return t;
-}
-
-// The kernels' view of z, which is dense in `format`.
-BatchNormReluParams params_of(const Tensor& z, MemoryFormat format, bool relu) {
-  BatchNormReluParams p{};
-  p.z = z.const_data_ptr();
-  p.dtype = dtype_of(kOp, z), p.relu = relu;
-  p.channels = z.size(1);
-  p.channels_last = format == MemoryFormat::ChannelsLast;
-  p.pixels = z.size(2) * z.size(3) * (p.channels_last ? z.size(0) : 1);
-  return p;
-}
-
-int64_t units_of(const BatchNormReluParams& p, const Tensor& z) {
-  return p.channels_last ? (p.pixels + kNormPixels - 1) / kNormPixels : z.size(0) * z.size(1);
-}
-
-int64_t grain(const BatchNormReluParams& p) {
-  return 1 + kSerialElements / (p.channels_last ? kNormPixels * p.channels : p.pixels);
 }
 
 struct Affine {
@@ -126,7 +74,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor
       conv2d_with_moments(x, weight, bias, read_args(kOp, stride, padding, dilation, groups), accuracy, moments);
   if (residual) check_like("residual", *residual, z);
   const int64_t channels = z.size(1);
-  const Doubles gamma = values("bn_weight", bn_weight, channels, 1), beta = values("bn_bias", bn_bias, channels, 0);
+  const Doubles gamma = values(kOp, "bn_weight", bn_weight, channels, 1),
+                beta = values(kOp, "bn_bias", bn_bias, channels, 0);
   const MemoryFormat format = format_of(z);
   const Tensor y = empty({z.size(0), z.size(1), z.size(2), z.size(3)}, z, format);
   const Dtype dtype = dtype_of(kOp, z);
@@ -135,7 +84,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor
     dtype == Dtype::f64 ? combine<double>(moments, channels, mean, var) : combine<float>(moments, channels, mean, var);
     // As wide as backward gets them: another scale could put the sign of ReLU's input on the other side of zero there.
     if (dtype != Dtype::f64) round_to_float(mean), round_to_float(var);
-    BatchNormReluParams p = params_of(z, format, relu);
+    BatchNormReluParams p = params_of(kOp, z, format, relu);
     const Affine a = affine(mean, var, gamma, beta, eps);
     const Channels scale(a.scale, dtype), shift(a.shift, dtype);
     p.scale = scale.data(), p.shift = shift.data();
@@ -174,15 +123,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Te
   const Ints size{z.size(0), z.size(1), z.size(2), z.size(3)};
   const Dtype dtype = dtype_of(kOp, z);
   const int64_t channels = z.size(1);
-  const Doubles gamma = values("bn_weight", bn_weight, channels, 1), beta = values("bn_bias", bn_bias, channels, 0);
-  const Doubles m = values("mean", mean, channels, 0), v = values("var", var, channels, 1);
+  const Doubles gamma = values(kOp, "bn_weight", bn_weight, channels, 1),
+                beta = values(kOp, "bn_bias", bn_bias, channels, 0);
+  const Doubles m = values(kOp, "mean", mean, channels, 0), v = values(kOp, "var", var, channels, 1);
   Doubles s(channels, 0.0), q(channels, 0.0);
   const Affine a = affine(m, v, gamma, beta, eps);
   const Tensor dz = empty(size, z, format), dr = empty(masked ? size : Ints{0}, z, format);
   if (z.numel()) {
     const Tensor g = torch::stable::contiguous(grad, format);
     const Tensor out = y ? torch::stable::contiguous(*y, format) : z;
-    BatchNormReluParams p = params_of(z, format, relu);
+    BatchNormReluParams p = params_of(kOp, z, format, relu);
     const int64_t units = units_of(p, z);
     const Channels scale(a.scale, dtype), shift(a.shift, dtype), centre(m, dtype);
     p.scale = scale.data(), p.shift = shift.data(), p.mean = centre.data();

@@ -23,8 +23,6 @@ constexpr int64_t kLeastPixels = kMomentPixels;
 // reading and writing of a tile of dw cheap, as few as leave its inputs in L1.
 constexpr int64_t kGradElements = 128 * 1024, kMostGradPixels = 6 * kLeastPixels;
 
-// Winograd's F(4x4, 3x3).
-constexpr int64_t kWinogradOut = 4, kWinogradPoints = 36;
 // The transformed inputs of a block: 1.25 MiB of float32. And not more tiles than repay the reading of a weight.
 constexpr int64_t kWinogradElements = 320 * 1024, kMostWinogradTiles = 56;
 // The transforms of a chunk of the weight gradient: 16 MiB of float32. And the fewest tiles whose products repay a pass
@@ -140,8 +138,8 @@ ConvAlgorithm strict_conv2d(const ConvGeometry& g, Dtype dtype, Isa isa) {
 bool winograd_fits(const ConvGeometry& g) {
   // Where padding reaches further than the kernel, outputs are zero that a tile would give its neighbours' rounding.
   const bool inside = g.ph >= 0 && g.ph < 3 && g.pw >= 0 && g.pw < 3;
-  return inside && g.kh == 3 && g.kw == 3 && g.sh == 1 && g.sw == 1 && g.dh == 1 && g.dw == 1 && g.zh == 1 && g.zw == 1 &&
-         g.padding == Padding::zeros;
+  return inside && g.kh == 3 && g.kw == 3 && g.sh == 1 && g.sw == 1 && g.dh == 1 && g.dw == 1 && g.zh == 1 &&
+         g.zw == 1 && g.padding == Padding::zeros;
 }
 
 ConvAlgorithm choose_conv2d(const ConvGeometry& g, const Map& ym, Dtype dtype, Isa isa, int64_t accuracy, bool packed) {

@@ -1,0 +1,77 @@
+// What the ops on the batch normalization kernels share on torch's side: vectors of one value a channel, and the
+// kernels' view of the tensor that they normalize.
+#pragma once
+#include <vector>
+
+#include "ops/batch_norm_relu.h"
+#include "ops/tensor.h"
+
+namespace fastcnn {
+
+using Doubles = std::vector<double>;
+
+// Elements below which waking the pool costs more than a second thread saves.
+constexpr int64_t kSerialNormElements = 16 * 1024;
+
+template <class T>
+Doubles widened(const Tensor& t, int64_t channels) {
+  const T* v = static_cast<const T*>(t.const_data_ptr());
+  Doubles wide(channels);
+  for (int64_t c = 0; c < channels; ++c) wide[c] = double(v[c * t.stride(0)]);
+  return wide;
+}
+
+// One value a channel, of any floating dtype; `missing` where there is no tensor.
+inline Doubles values(const char* op, const char* argument, const std::optional<Tensor>& t, int64_t channels,
+                      double missing) {
+  if (!t) return Doubles(channels, missing);
+  FASTCNN_CHECK(t->dim() == 1 && t->size(0) == channels, op, ": expected ", argument, " to have ", channels,
+                " elements, but got ", argument, " of size ", str(*t));
+  switch (dtype_of(op, *t)) {
+    case Dtype::f32:
+      return widened<float>(*t, channels);
+    case Dtype::f64:
+      return widened<double>(*t, channels);
+    default:
+      return widened<double>(torch::stable::to(*t, ScalarType::Double), channels);
+  }
+}
+
+// Values in the accumulator type.
+class Channels {
+ public:
+  Channels(const Doubles& v, Dtype dtype) {
+    if (dtype == Dtype::f64)
+      wide_ = v;
+    else
+      narrow_.assign(v.begin(), v.end());
+  }
+  const void* data() const {
+    return wide_.empty() ? static_cast<const void*>(narrow_.data()) : static_cast<const void*>(wide_.data());
+  }
+
+ private:
+  std::vector<float> narrow_;
+  Doubles wide_;
+};
+
+// The kernels' view of z, which is dense in `format`.
+inline BatchNormReluParams params_of(const char* op, const Tensor& z, MemoryFormat format, bool relu) {
+  BatchNormReluParams p{};
+  p.z = z.const_data_ptr();
+  p.dtype = dtype_of(op, z), p.relu = relu;
+  p.channels = z.size(1);
+  p.channels_last = format == MemoryFormat::ChannelsLast;
+  p.pixels = z.size(2) * z.size(3) * (p.channels_last ? z.size(0) : 1);
+  return p;
+}
+
+inline int64_t units_of(const BatchNormReluParams& p, const Tensor& z) {
+  return p.channels_last ? (p.pixels + kNormPixels - 1) / kNormPixels : z.size(0) * z.size(1);
+}
+
+inline int64_t grain(const BatchNormReluParams& p) {
+  return 1 + kSerialNormElements / (p.channels_last ? kNormPixels * p.channels : p.pixels);
+}
+
+}  // namespace fastcnn
