@@ -347,14 +347,16 @@ def test_explain():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_backward_closes_where_forward_did(dtype, layout):
-    """ReLU's input is recomputed for the gradient. Here it is zero but for rounding in a quarter of all places."""
+    """ReLU's input is recomputed for the gradient. Here it is zero but for rounding in a quarter of all places; with
+    values of few bits, and of as many as there are, since a product may be rounded or not."""
     torch.manual_seed(0)
     channels = 256
-    x = torch.randint(4, (2, channels, 8, 8)).to(dtype).to(memory_format=layout)
-    weight = torch.eye(channels).to(dtype).view(channels, channels, 1, 1).requires_grad_()
-    x64 = x.double()
-    mean, var = x64.mean((0, 2, 3)), x64.var((0, 2, 3), unbiased=False)
-    bn_bias = (-(2 - mean) / (var + 1e-5).sqrt()).float()
-    y = F.conv2d_bn_relu(x, weight, None, None, None, None, bn_bias, training=True)
-    (dw,) = torch.autograd.grad(y, weight, (y == 0).to(dtype))
-    assert not dw.any()
+    for digits in (torch.arange(4.0), torch.randn(4)):
+        x = digits.to(dtype)[torch.randint(4, (2, channels, 8, 8))].to(memory_format=layout)
+        weight = torch.eye(channels).to(dtype).view(channels, channels, 1, 1).requires_grad_()
+        x64 = x.double()
+        mean, var = x64.mean((0, 2, 3)), x64.var((0, 2, 3), unbiased=False)
+        bn_bias = (-(digits.to(dtype)[2].double() - mean) / (var + 1e-5).sqrt()).float()
+        y = F.conv2d_bn_relu(x, weight, None, None, None, None, bn_bias, training=True)
+        (dw,) = torch.autograd.grad(y, weight, (y == 0).to(dtype))
+        assert not dw.any()

@@ -31,6 +31,25 @@ inline V<A> of_channel(const BatchNormReluParams& p, const void* values, int64_t
   return p.channels_last ? load_part(at, lanes) : splat(*at);
 }
 
+// z * scale + shift, rounded once where the CPU can. Written out: left to the compiler, the forward pass may round the
+// product and backward not, and then a gradient passes a ReLU that was closed.
+template <class A>
+inline V<A> normalized(V<A> z, V<A> scale, V<A> shift) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(A) == 4)
+    return (V<A>)_mm512_fmadd_ps((__m512)z, (__m512)scale, (__m512)shift);
+  else
+    return (V<A>)_mm512_fmadd_pd((__m512d)z, (__m512d)scale, (__m512d)shift);
+#elif defined(__FMA__)
+  if constexpr (sizeof(A) == 4)
+    return (V<A>)_mm256_fmadd_ps((__m256)z, (__m256)scale, (__m256)shift);
+  else
+    return (V<A>)_mm256_fmadd_pd((__m256d)z, (__m256d)scale, (__m256d)shift);
+#else
+  return z * scale + shift;
+#endif
+}
+
 // The gradient behind the activation: zero where ReLU let nothing through.
 template <class T>
 inline V<Acc<T>> through(const BatchNormReluParams& p, int64_t at, int64_t c, int lanes, V<Acc<T>> z) {
@@ -38,7 +57,7 @@ inline V<Acc<T>> through(const BatchNormReluParams& p, int64_t at, int64_t c, in
   const V<A> g = load_part(static_cast<const T*>(p.grad) + at, lanes);
   if (!p.relu) return g;
   const V<A> y = p.y ? load_part(static_cast<const T*>(p.y) + at, lanes)
-                     : z * of_channel<A>(p, p.scale, c, lanes) + of_channel<A>(p, p.shift, c, lanes);
+                     : normalized<A>(z, of_channel<A>(p, p.scale, c, lanes), of_channel<A>(p, p.shift, c, lanes));
   return y <= 0 ? V<A>{} : g;
 }
 
@@ -49,7 +68,8 @@ void forward(const BatchNormReluParams& p, int64_t begin, int64_t end) {
   T* y = static_cast<T*>(p.out);
   for (int64_t unit = begin; unit < end; ++unit)
     each_vector_of<T>(p, unit, [&](int64_t at, int64_t c, int lanes) {
-      V<A> u = load_part(z + at, lanes) * of_channel<A>(p, p.scale, c, lanes) + of_channel<A>(p, p.shift, c, lanes);
+      V<A> u = normalized<A>(load_part(z + at, lanes), of_channel<A>(p, p.scale, c, lanes),
+                             of_channel<A>(p, p.shift, c, lanes));
       if (residual) u += load_part(residual + at, lanes);
       if (p.relu) u = u < 0 ? V<A>{} : u;  // a NaN stays
       store_part(y + at, u, lanes);
