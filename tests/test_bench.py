@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import fastcnn
 from bench import report
 from bench._alternate import alternate
 from bench._gate import WrongResult, check
@@ -168,14 +169,19 @@ def test_a_planted_fault_is_not_timed(tmp_path):
 
 @pytest.mark.parametrize(("name", "size"), [("conv_local_11pct", 32), ("resnet18", 64)])
 def test_training_steps_are_compared(name, size):
-    """A step leaves the next one its numbers; a wrong weight in one layer shows."""
-    fast, stock = (Step(n, random_batch(4, size), s) for n, s in zip(networks(name), (False, True)))
-    first = fast()
-    assert fast().equal(first)
-    assert difference(fast, stock) < 1e-3
-    with torch.no_grad():
-        next(p for p in fast.network.parameters() if p.dim() == 4)[0] *= 1.5
-    assert difference(fast, stock) > 1e-2
+    """A step leaves the next one its numbers; a wrong weight in one layer shows.
+
+    By direct sums, which round so much like stock's that no ReLU of these small maps tips: one would move a gradient
+    by some percent.
+    """
+    with fastcnn.set_accuracy("strict"):
+        fast, stock = (Step(n, random_batch(4, size), s) for n, s in zip(networks(name), (False, True)))
+        first = fast()
+        assert fast().equal(first)
+        assert difference(fast, stock) < 1e-3
+        with torch.no_grad():
+            next(p for p in fast.network.parameters() if p.dim() == 4)[0] *= 1.5
+        assert difference(fast, stock) > 1e-2
 
 
 def test_memory_of_a_step():
