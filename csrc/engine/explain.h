@@ -68,7 +68,7 @@ inline pybind11::dict explain_conv2d(const Sizes& x, const Sizes& weight, const 
   d["one_row"] = p.ym.h == 1 && p.ym.n == 1 && x[0] * x[2] > 1;
   d["lanes"] = plan.lanes, d["panels"] = plan.panels, d["panels_per_task"] = plan.panels_per_task;
   d["rows"] = plan.rows, d["cols"] = plan.cols, d["tasks"] = plan.tasks;
-  d["scratch_bytes"] = plan.scratch * (is_double ? 8 : 4);
+  d["scratch_bytes"] = plan.scratch_stage * (is_double ? 8 : 4);
   return d;
 }
 
