@@ -1,0 +1,22 @@
+// CUDA's execution model on the host: what csrc/cuda/launch.h starts kernels with where nvcc does not compile them.
+#pragma once
+#include "machine.h"
+
+namespace simt {
+
+template <class Kernel>
+const char* run(dim3 grid, dim3 block, size_t shared, const Kernel& kernel) {
+  return machine.run(grid, block, shared, [](const void* k) { (*static_cast<const Kernel*>(k))(); }, &kernel);
+}
+
+// The block's shared memory, which must hold what the kernel lays there.
+inline void* shared_memory(size_t needed) {
+  if (machine.shared().bytes() < needed)
+    machine.fail("kernel needs " + std::to_string(needed) + " bytes of shared memory, launched with " +
+                 std::to_string(machine.shared().bytes()));
+  return machine.shared().data();
+}
+
+inline Ranges& memory() { return machine.ranges(); }
+
+}  // namespace simt
