@@ -63,7 +63,7 @@ class Context {
     for (int i = 0; i < 6; ++i) *--top = nullptr;  // the registers that it takes up
     stack_pointer_ = top;
   }
-  void switch_to(Context& other) { fastcnn_simt_switch(&stack_pointer_, other.stack_pointer_); }
+  SIMT_UNINSTRUMENTED void switch_to(Context& other) { fastcnn_simt_switch(&stack_pointer_, other.stack_pointer_); }
 
  private:
   void* stack_pointer_ = nullptr;
@@ -78,7 +78,7 @@ class Context {
     context_.uc_link = nullptr;
     makecontext(&context_, entry, 0);
   }
-  void switch_to(Context& other) { swapcontext(&context_, &other.context_); }
+  SIMT_UNINSTRUMENTED void switch_to(Context& other) { swapcontext(&context_, &other.context_); }
 
  private:
   ucontext_t context_;
@@ -117,7 +117,7 @@ class Fiber {
 
   // Halts this fiber and runs the other, until something switches back. The switch orders no memory accesses: that
   // the host runs fibers by turns must not hide from ThreadSanitizer what a GPU would run at once.
-  __attribute__((noinline, no_sanitize("thread"))) void switch_to(Fiber& other, [[maybe_unused]] bool last = false) {
+  SIMT_UNINSTRUMENTED void switch_to(Fiber& other, [[maybe_unused]] bool last = false) {
 #if defined(__SANITIZE_THREAD__)
     __tsan_switch_to_fiber(other.tsan_, __tsan_switch_to_fiber_no_sync);
 #endif

@@ -5,7 +5,6 @@ The script form is for the sanitizers, whose runtimes must be loaded before Pyth
 
 import ctypes
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np

@@ -15,6 +15,9 @@
 
 namespace simt {
 
+class Machine;
+extern inline Machine machine;  // one for the process; launches take turns
+
 struct Stop {};  // unwinds a thread's stack once there is a finding
 
 struct PendingCopy {
@@ -177,7 +180,20 @@ class Machine {
     host_.switch_to(thread.fiber);
   }
 
-  __attribute__((no_sanitize("thread"))) static void thread_main();
+  SIMT_UNINSTRUMENTED static void thread_main() {
+    Machine& m = machine;
+    m.current_->fiber.entered(m.host_);
+    acquire(m.start_key_);  // not end_key_: a key that threads both take and give would order them
+    try {
+      m.call_(m.kernel_);
+      if (const size_t n = m.current_->copies.size())
+        m.fail("thread ended with " + std::to_string(n) + " cp.async in flight");
+    } catch (const Stop&) {
+    }
+    release(m.end_key_);
+    m.current_->state = State::kDone;
+    m.current_->fiber.switch_to(m.host_, true);
+  }
 
   std::string launch(dim3 grid, dim3 block, size_t shared, Call call, const void* kernel);
   void run_block();
@@ -211,20 +227,6 @@ class Machine {
 };
 
 inline Machine machine;
-
-inline void Machine::thread_main() {
-  machine.current_->fiber.entered(machine.host_);
-  acquire(machine.start_key_);  // not end_key_: a key that threads both take and give would order them
-  try {
-    machine.call_(machine.kernel_);
-    if (const size_t n = machine.current_->copies.size())
-      machine.fail("thread ended with " + std::to_string(n) + " cp.async in flight");
-  } catch (const Stop&) {
-  }
-  release(machine.end_key_);
-  machine.current_->state = State::kDone;
-  machine.current_->fiber.switch_to(machine.host_, true);
-}
 
 inline std::string Machine::launch(dim3 grid, dim3 block, size_t shared, Call call, const void* kernel) {
   settings_ = read_settings();

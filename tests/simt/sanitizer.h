@@ -17,12 +17,14 @@ void __asan_storeN(uintptr_t address, size_t bytes);
 extern "C" {
 void __tsan_read_range(void* address, unsigned long bytes);
 void __tsan_write_range(void* address, unsigned long bytes);
-void AnnotateIgnoreReadsAndWritesBegin(const char* file, int line);
-void AnnotateIgnoreReadsAndWritesEnd(const char* file, int line);
+void __tsan_ignore_thread_begin();  // of accesses; acquire and release count
+void __tsan_ignore_thread_end();
 }
 #endif
 
 #define SIMT_INLINE inline __attribute__((always_inline))
+// Of functions that begin on one fiber and end on another: ThreadSanitizer keeps a call stack for each.
+#define SIMT_UNINSTRUMENTED __attribute__((noinline, no_sanitize("thread")))
 
 namespace simt {
 
@@ -46,8 +48,8 @@ SIMT_INLINE void touch_write([[maybe_unused]] void* p, [[maybe_unused]] size_t b
 // In its scope accesses are the machinery's: the fibers share its state by turns, which is no race.
 struct OwnAccesses {
 #if defined(__SANITIZE_THREAD__)
-  OwnAccesses() { AnnotateIgnoreReadsAndWritesBegin(__FILE__, __LINE__); }
-  ~OwnAccesses() { AnnotateIgnoreReadsAndWritesEnd(__FILE__, __LINE__); }
+  OwnAccesses() { __tsan_ignore_thread_begin(); }
+  ~OwnAccesses() { __tsan_ignore_thread_end(); }
 #else
   OwnAccesses() {}
   ~OwnAccesses() {}
