@@ -11,15 +11,25 @@ from fastcnn import _library
 
 def pytest_addoption(parser):
     parser.addoption("--run-slow", action="store_true", help="run the tests marked slow, too")
+    parser.addoption("--simt", action="store_true", help="compute by the CUDA kernels, run on the CPU (tests/simt)")
     parser.addoption("--fuzz-seed", type=int, default=0, help="what the random calls of tests/fuzz start from")
     parser.addoption("--fuzz-cases", type=int, default=300, help="how many there are; 20000 for a night")
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes many minutes; run with --run-slow or -m slow")
+    config.addinivalue_line("markers", "cpu: of the CPU's kernels alone; skipped with --simt")
+    if config.getoption("--simt"):
+        from tests.simt import library
+
+        library.take_over()
 
 
 def pytest_collection_modifyitems(config, items):
+    if config.getoption("--simt"):
+        for item in items:
+            if item.get_closest_marker("cpu"):
+                item.add_marker(pytest.mark.skip(reason="of the CPU's kernels alone"))
     if config.getoption("--run-slow") or "slow" in config.getoption("markexpr"):
         return
     for item in items:

@@ -8,7 +8,7 @@ using KernelFn = void (*)(const LocalResponseNormParams&, int64_t, int64_t, void
 
 // x is dense, and p.g where it is used, in x's format.
 Tensor run(const Tensor& x, LocalResponseNormParams& p, bool backward) {
-  Tensor out = empty(Ints(x.sizes().begin(), x.sizes().end()), x, format_of(x));
+  Tensor out = empty(sizes(x), x, format_of(x));
   if (!out.numel()) return out;
   p.x = x.const_data_ptr(), p.out = out.mutable_data_ptr();
   set_units(p, backward);
@@ -30,9 +30,7 @@ Tensor local_response_norm(const Tensor& input, int64_t size, double alpha, doub
 Tensor local_response_norm_backward(const Tensor& grad, const Tensor& input, int64_t size, double alpha, double beta,
                                     double k, int64_t groups, bool relu) {
   LocalResponseNormParams p = norm_geometry(kOp, input, size, alpha, beta, k, groups, relu);
-  check_same_dtype(kOp, "grad", input, grad);
-  FASTCNN_CHECK(grad.dim() == 4 && std::equal(grad.sizes().begin(), grad.sizes().end(), input.sizes().begin()), kOp,
-                ": expected grad of size ", str(input), ", but got grad of size ", str(grad));
+  check_norm_grad(kOp, grad, input);
   const Tensor x = dense(input), g = torch::stable::contiguous(grad, format_of(x));
   p.g = g.const_data_ptr();
   return run(x, p, true);

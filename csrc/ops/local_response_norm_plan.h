@@ -26,6 +26,12 @@ inline LocalResponseNormParams norm_geometry(const char* op, const Tensor& x, in
   return p;
 }
 
+inline void check_norm_grad(const char* op, const Tensor& grad, const Tensor& input) {
+  check_same_dtype(op, "grad", input, grad);
+  FASTCNN_CHECK(grad.dim() == 4 && std::equal(grad.sizes().begin(), grad.sizes().end(), input.sizes().begin()), op,
+                ": expected grad of size ", str(input), ", but got grad of size ", str(grad));
+}
+
 inline void set_units(LocalResponseNormParams& p, bool backward) {
   constexpr int64_t kSlack = 16;  // lanes of the widest vector: reads of scratch are whole vectors
   const int64_t count = p.before + p.after + 1, pitch = p.channels + count - 1;

@@ -202,9 +202,7 @@ Tensor backward(const Tensor& grad, const Tensor& argmax, const Tensor& input, c
   MaxPool2dParams& m = plan.pool;
   check_argmax(kOp, m, argmax);
   check_same_dtype(kOp, "grad", input, grad);
-  check_4d(kOp, "grad", grad);
-  FASTCNN_CHECK(str(grad) == str(argmax), kOp, ": expected grad of argmax's size ", str(argmax), ", but got ",
-                str(grad));
+  check_pool_grad(kOp, grad, argmax);
   const Tensor x = torch::stable::contiguous(input, plan.format), at = torch::stable::contiguous(argmax, plan.format);
   const Tensor gy = torch::stable::contiguous(grad, plan.format);
   check_positions(kOp, m, at);

@@ -59,9 +59,7 @@ Tensor backward(const Tensor& grad, const Tensor& argmax, const Ints& size, cons
   check_pool_size(kOp, size);
   set_geometry(kOp, m, size, pool_geometry(kOp, kernel, stride, padding, dilation), ceil_mode);
   check_argmax(kOp, m, argmax);
-  check_4d(kOp, "grad", grad);
-  FASTCNN_CHECK(str(grad) == str(argmax), kOp, ": expected grad of argmax's size ", str(argmax), ", but got ",
-                str(grad));
+  check_pool_grad(kOp, grad, argmax);
   const MemoryFormat wanted = format_of(argmax), format = kernel_format(m, wanted);
   const Tensor g = torch::stable::contiguous(grad, format), at = torch::stable::contiguous(argmax, format);
   check_positions(kOp, m, at);

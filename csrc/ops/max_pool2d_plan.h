@@ -49,6 +49,12 @@ inline void check_argmax(const char* op, const MaxPool2dParams& m, const Tensor&
                 ": expected argmax of size [", m.n, ", ", m.c, ", ", m.oh, ", ", m.ow, "], but got ", str(argmax));
 }
 
+inline void check_pool_grad(const char* op, const Tensor& grad, const Tensor& argmax) {
+  check_4d(op, "grad", grad);
+  FASTCNN_CHECK(str(grad) == str(argmax), op, ": expected grad of argmax's size ", str(argmax), ", but got ",
+                str(grad));
+}
+
 inline void check_positions(const char* op, const MaxPool2dParams& m, const Tensor& argmax) {
   const int64_t count = argmax.numel();
   const int64_t most = m.wide_argmax ? largest<uint32_t>(argmax.const_data_ptr(), count)

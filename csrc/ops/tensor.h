@@ -68,6 +68,8 @@ inline std::string str(const Tensor& t) {
   return s + "]";
 }
 
+inline Ints sizes(const Tensor& t) { return {t.sizes().begin(), t.sizes().end()}; }
+
 inline void check_4d(const char* op, const char* argument, const Tensor& t) {
   FASTCNN_CHECK(t.dim() == 4, op, ": expected 4D ", argument, " (N, C, H, W), but got ", argument, " of size ", str(t));
 }
@@ -157,6 +159,7 @@ inline Tensor empty(const Ints& size, const Tensor& like, MemoryFormat format, S
   int32_t device_type = 0;
   aoti_torch_get_device_type(like.get(), &device_type);
   AtenTensorHandle handle = nullptr;
+#ifndef FASTCNN_CUDA  // where the arena is not linked in
   size_t bytes = size_of(type);
   for (const int64_t s : size) bytes *= size_t(s);
   if (device_type == aoti_torch_device_type_cpu() && bytes >= kArenaBytes) {
@@ -169,6 +172,7 @@ inline Tensor empty(const Ints& size, const Tensor& like, MemoryFormat format, S
     check(made == 0, "fastcnn: no memory for a tensor of this size");
     return Tensor(handle);
   }
+#endif
   const auto status = aoti_torch_empty_strided(int64_t(size.size()), size.data(), stride.data(), dtype, device_type,
                                                like.get_device_index(), &handle);
   check(status == 0, "fastcnn: no memory for a tensor of this size");

@@ -1,0 +1,285 @@
+#include "cuda/divisor.h"
+#include "cuda/local_response_norm.cuh"
+#include "cuda/local_response_norm_math.cuh"
+#include "cuda/tiles.h"
+
+namespace fastcnn::cuda {
+namespace {
+
+using Params = LocalResponseNormParams;
+
+// NCHW, a window of `before` + 1 + `after` channels known to the compiler: a thread walks down the channels of V
+// neighbouring pixels and keeps the window in registers, so that every value is read once. Neighbouring lanes take
+// neighbouring pixels. kAhead channels are requested at once: one request a thread would leave the memory idle.
+template <class T, int V, int kBefore, int kAfter>
+__global__ void __launch_bounds__(kNormThreads) normalize_walk(Params p, Divisor chunks) {
+  using A = Acc<T>;
+  constexpr int kWindow = kBefore + 1 + kAfter;
+  uint32_t chunk;
+  const int64_t outer = chunks.divide(blockIdx.x * kNormThreads + threadIdx.x, chunk);
+  if (outer >= p.outer) return;
+  // the first channel of this thread's pixels in [outer][channels][inner]
+  const int64_t at = outer * p.channels * p.inner + chunk * V;
+  const T* x = static_cast<const T*>(p.x) + at;
+  T* y = static_cast<T*>(p.out) + at;
+  const A alpha = A(p.alpha), k = A(p.k);
+  A window[kWindow][V] = {};
+  for (int64_t first = 0; first < p.channels + kAfter; first += kAhead) {
+    Vec<T, V> next[kAhead];
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u)
+      if (first + u < p.channels) next[u] = load(reinterpret_cast<const Vec<T, V>*>(x + (first + u) * p.inner));
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u) {
+      const int64_t last = first + u, c = last - kAfter;
+      if (c >= p.channels) break;
+      Vec<T, V> out;
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+#pragma unroll
+        for (int j = 0; j + 1 < kWindow; ++j) window[j][v] = window[j + 1][v];
+        window[kWindow - 1][v] = last < p.channels ? rectified(to_acc(next[u].v[v]), p.relu) : A(0);
+        A sum = 0;
+#pragma unroll
+        for (int j = 0; j < kWindow; ++j) sum += window[j][v] * window[j][v];
+        out.v[v] = from_acc<T>(over(window[kBefore][v], k + alpha * sum, p.beta));
+      }
+      if (c >= 0) store(reinterpret_cast<Vec<T, V>*>(y + c * p.inner), out);
+    }
+  }
+}
+
+// The same walk backward. Channel j's s needs x up to j + kAfter, and channel c's sum the terms up to j = c + kBefore:
+// the output lags kBefore + kAfter channels behind the input.
+template <class T, int V, int kBefore, int kAfter>
+__global__ void __launch_bounds__(kNormThreads) normalize_walk_backward(Params p, Divisor chunks) {
+  using A = Acc<T>;
+  constexpr int kWindow = kBefore + 1 + kAfter;
+  uint32_t chunk;
+  const int64_t outer = chunks.divide(blockIdx.x * kNormThreads + threadIdx.x, chunk);
+  if (outer >= p.outer) return;
+  const int64_t at = outer * p.channels * p.inner + chunk * V;
+  const T* x = static_cast<const T*>(p.x) + at;
+  const T* g = static_cast<const T*>(p.g) + at;
+  T* dx = static_cast<T*>(p.out) + at;
+  const A alpha = A(p.alpha), k = A(p.k), factor = A(2 * p.alpha * p.beta);
+  A xs[kWindow][V] = {}, gs[kAfter + 1][V] = {}, own[kBefore + 1][V] = {}, shared[kWindow][V] = {};
+  for (int64_t first = 0; first < p.channels + kBefore + kAfter; first += kAhead) {
+    Vec<T, V> next_x[kAhead], next_g[kAhead];
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u) {
+      if (first + u >= p.channels) continue;
+      next_x[u] = load(reinterpret_cast<const Vec<T, V>*>(x + (first + u) * p.inner));
+      next_g[u] = load(reinterpret_cast<const Vec<T, V>*>(g + (first + u) * p.inner));
+    }
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u) {
+      const int64_t last = first + u, j = last - kAfter, c = j - kBefore;
+      if (c >= p.channels) break;
+      Vec<T, V> out;
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+#pragma unroll
+        for (int i = 0; i + 1 < kWindow; ++i) xs[i][v] = xs[i + 1][v], shared[i][v] = shared[i + 1][v];
+#pragma unroll
+        for (int i = 0; i < kAfter; ++i) gs[i][v] = gs[i + 1][v];
+#pragma unroll
+        for (int i = 0; i < kBefore; ++i) own[i][v] = own[i + 1][v];
+        const bool inside = last < p.channels;
+        xs[kWindow - 1][v] = inside ? rectified(to_acc(next_x[u].v[v]), p.relu) : A(0);
+        gs[kAfter][v] = inside ? to_acc(next_g[u].v[v]) : A(0);
+        A sum = 0, neighbours = 0;
+#pragma unroll
+        for (int i = 0; i < kWindow; ++i) sum += xs[i][v] * xs[i][v];
+        const Terms<A> t = terms(gs[0][v], xs[kBefore][v], k + alpha * sum, p.beta);
+        const bool exists = j >= 0 && j < p.channels;
+        own[kBefore][v] = exists ? t.own : A(0);
+        shared[kWindow - 1][v] = exists ? t.shared : A(0);
+#pragma unroll
+        for (int i = 0; i < kWindow; ++i) neighbours += shared[i][v];
+        const A xc = xs[0][v];
+        out.v[v] = from_acc<T>(p.relu && xc == 0 ? A(0) : own[0][v] - factor * xc * neighbours);
+      }
+      if (c >= 0) store(reinterpret_cast<Vec<T, V>*>(dx + c * p.inner), out);
+    }
+  }
+}
+
+// Any window, any layout: a block holds all channels of some pixels in shared memory as [rows][channels][pixels], rows
+// of NHWC (pixels == 1) or neighbouring pixels of one image or tower of NCHW (rows == 1).
+struct Tile {
+  int rows, pixels, size;
+  Divisor by_pixels, by_channels, by_chunks;  // chunks of `pixels` that an outer has
+};
+
+// A block's place in the tensors, and that of its element e.
+struct Place {
+  const Params& p;
+  const Tile& tile;
+  int64_t outer, pixel;
+
+  __device__ Place(const Params& params, const Tile& t) : p(params), tile(t) {
+    uint32_t chunk;
+    outer = int64_t(t.by_chunks.divide(blockIdx.x, chunk)) * t.rows, pixel = int64_t(chunk) * t.pixels;
+  }
+  __device__ bool at(int e, int& c, int64_t& offset) const {
+    uint32_t i, channel;
+    const uint32_t row = tile.by_channels.divide(tile.by_pixels.divide(e, i), channel);
+    c = int(channel);
+    offset = ((outer + row) * p.channels + c) * p.inner + pixel + i;
+    return outer + row < p.outer && pixel + i < p.inner;
+  }
+};
+
+// k + alpha * sum of the squares around channel c, whose element of the tile is e.
+template <class A>
+__device__ A scale(const Params& p, const Tile& t, const A* x, int e, int c) {
+  const int from = c < p.before ? 0 : c - int(p.before),
+            to = c + p.after < p.channels ? c + int(p.after) : int(p.channels) - 1;
+  A sum = 0;
+  for (int j = from; j <= to; ++j) {
+    const A v = load_shared(x + e + (j - c) * t.pixels);
+    sum += v * v;
+  }
+  return A(p.k) + A(p.alpha) * sum;
+}
+
+// Fills x with the block's part of p.x.
+template <class T, int V>
+__device__ void fetch(const Place& place, Acc<T>* x) {
+  for (int e = threadIdx.x * V; e < place.tile.size; e += kNormThreads * V) {
+    int c;
+    int64_t offset;
+    if (!place.at(e, c, offset)) continue;
+    const Vec<T, V> in = load(reinterpret_cast<const Vec<T, V>*>(static_cast<const T*>(place.p.x) + offset));
+#pragma unroll
+    for (int v = 0; v < V; ++v) store_shared(x + e + v, rectified(to_acc(in.v[v]), place.p.relu));
+  }
+}
+
+template <class T, int V>
+__global__ void __launch_bounds__(kNormThreads) normalize_tile(Params p, Tile t) {
+  using A = Acc<T>;
+  FASTCNN_SHARED(A, x);
+  const Place place(p, t);
+  fetch<T, V>(place, x);
+  sync_block();
+  // The vector runs along the channels of NHWC, along the pixels of NCHW.
+  const int step = t.pixels == 1;
+  for (int e = threadIdx.x * V; e < t.size; e += kNormThreads * V) {
+    int c;
+    int64_t offset;
+    if (!place.at(e, c, offset)) continue;
+    Vec<T, V> out;
+#pragma unroll
+    for (int v = 0; v < V; ++v)
+      out.v[v] = from_acc<T>(over(load_shared(x + e + v), scale(p, t, x, e + v, c + v * step), p.beta));
+    store(reinterpret_cast<Vec<T, V>*>(static_cast<T*>(p.out) + offset), out);
+  }
+}
+
+template <class T, int V>
+__global__ void __launch_bounds__(kNormThreads) normalize_tile_backward(Params p, Tile t) {
+  using A = Acc<T>;
+  FASTCNN_SHARED(A, x);  // then the terms: own, shared
+  A* own = x + t.size;
+  A* shared = own + t.size;
+  const Place place(p, t);
+  fetch<T, V>(place, x);
+  sync_block();
+  const int step = t.pixels == 1;
+  for (int e = threadIdx.x * V; e < t.size; e += kNormThreads * V) {
+    int c;
+    int64_t offset;
+    if (!place.at(e, c, offset)) continue;
+    const Vec<T, V> g = load(reinterpret_cast<const Vec<T, V>*>(static_cast<const T*>(p.g) + offset));
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      const A s = scale(p, t, x, e + v, c + v * step);
+      const Terms<A> term = terms(to_acc(g.v[v]), load_shared(x + e + v), s, p.beta);
+      store_shared(own + e + v, term.own);
+      store_shared(shared + e + v, term.shared);
+    }
+  }
+  sync_block();
+  const A factor = A(2 * p.alpha * p.beta);
+  for (int e = threadIdx.x * V; e < t.size; e += kNormThreads * V) {
+    int c;
+    int64_t offset;
+    if (!place.at(e, c, offset)) continue;
+    Vec<T, V> out;
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      const int channel = c + v * step;
+      // mirrored: the channels whose windows hold this one
+      const int from = channel < p.after ? 0 : channel - int(p.after);
+      const int to = channel + p.before < p.channels ? channel + int(p.before) : int(p.channels) - 1;
+      A sum = 0;
+      for (int j = from; j <= to; ++j) sum += load_shared(shared + e + v + (j - channel) * t.pixels);
+      const A xc = load_shared(x + e + v);
+      out.v[v] = from_acc<T>(p.relu && xc == 0 ? A(0) : load_shared(own + e + v) - factor * xc * sum);
+    }
+    store(reinterpret_cast<Vec<T, V>*>(static_cast<T*>(p.out) + offset), out);
+  }
+}
+
+// What the window of five channels takes in registers grows with V: 8 bytes of every tensor a thread.
+template <class T>
+const char* run_walk(const Params& p, bool backward, void* stream) {
+  constexpr int V = 8 / sizeof(T);
+  const auto walk = [&](auto vector) {
+    constexpr int kV = decltype(vector)::value;
+    const int64_t threads = p.outer * (p.inner / kV);
+    if (threads > kMostBlocks - kNormThreads) return "the tensor has too many pixels for one grid";
+    const Launch l{dim3(unsigned((threads + kNormThreads - 1) / kNormThreads)), dim3(kNormThreads), 0, stream};
+    const Divisor chunks(p.inner / kV);
+    return backward ? launch<normalize_walk_backward<T, kV, 2, 2>>(l, p, chunks)
+                    : launch<normalize_walk<T, kV, 2, 2>>(l, p, chunks);
+  };
+  const bool vectors = p.inner % V == 0 && aligned(p.x, 8) && aligned(p.out, 8) && (!backward || aligned(p.g, 8));
+  return vectors ? walk(std::integral_constant<int, V>{}) : walk(std::integral_constant<int, 1>{});
+}
+
+template <class T, int V>
+const char* run_tile(const Params& p, bool backward, void* stream) {
+  const int64_t arrays = (backward ? 3 : 1) * int64_t(sizeof(Acc<T>));
+  if (p.channels > kMostSharedBytes / arrays) return "a pixel's channels exceed the shared memory";
+  const int64_t wanted = kSharedBytes / arrays / p.channels;  // pixels, or rows
+  Tile t{};
+  if (p.inner == 1) {
+    t.rows = int(wanted < 1 ? 1 : wanted < p.outer ? wanted : p.outer), t.pixels = 1;
+  } else {
+    const int64_t pixels = wanted < kNormPixels ? wanted : kNormPixels;
+    t.rows = 1, t.pixels = int(pixels < V ? V : pixels / V * V);
+  }
+  t.size = int(t.rows * p.channels * t.pixels);
+  if (t.size > kMostSharedBytes / arrays) return run_tile<T, 1>(p, backward, stream);
+  t.by_pixels = Divisor(t.pixels), t.by_channels = Divisor(p.channels);
+  t.by_chunks = Divisor((p.inner + t.pixels - 1) / t.pixels);
+  const int64_t blocks = (p.outer + t.rows - 1) / t.rows * t.by_chunks.d;
+  if (blocks > kMostBlocks) return "the tensor has too many pixels for one grid";
+  const Launch l{dim3(unsigned(blocks)), dim3(kNormThreads), size_t(t.size * arrays), stream};
+  return backward ? launch<normalize_tile_backward<T, V>>(l, p, t) : launch<normalize_tile<T, V>>(l, p, t);
+}
+
+const char* run(const Params& p, bool backward, void* stream) {
+  const char* error = nullptr;
+  switch_dtype(p.dtype, [&](auto element) {
+    using T = decltype(element);
+    constexpr int V = 16 / sizeof(T);
+    const bool whole = (p.inner == 1 ? p.channels : p.inner) % V == 0;
+    const bool vectors = whole && aligned(p.x, 16) && aligned(p.out, 16) && (!backward || aligned(p.g, 16));
+    if (p.inner > 1 && p.before == 2 && p.after == 2)
+      error = run_walk<T>(p, backward, stream);
+    else
+      error = vectors ? run_tile<T, V>(p, backward, stream) : run_tile<T, 1>(p, backward, stream);
+  });
+  return error;
+}
+
+}  // namespace
+
+const char* local_response_norm(const Params& p, void* stream) { return run(p, false, stream); }
+const char* local_response_norm_backward(const Params& p, void* stream) { return run(p, true, stream); }
+
+}  // namespace fastcnn::cuda

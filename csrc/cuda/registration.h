@@ -1,0 +1,26 @@
+// What the registrations of the CUDA ops share. They are compiled twice: into _C_cuda (namespace fastcnn, key CUDA)
+// and, with FASTCNN_SIMT, into the library that runs the same kernels on the CPU (namespace fastcnn_simt, key CPU).
+#pragma once
+#include "cuda/stream.h"
+#include "ops/tensor.h"
+
+#ifdef FASTCNN_SIMT
+#define FASTCNN_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(fastcnn_simt, CPU, m)
+#else
+#include <torch/csrc/stable/accelerator.h>
+#define FASTCNN_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(fastcnn, CUDA, m)
+#endif
+
+namespace fastcnn {
+
+// Calls start(stream) with x's device as the current one. start returns null, or what the launch said.
+template <class F>
+void launched(const char* op, const Tensor& x, const F& start) {
+#ifndef FASTCNN_SIMT
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+#endif
+  const char* error = start(current_stream(x));
+  FASTCNN_CHECK(!error, op, ": the kernel did not run: ", error);
+}
+
+}  // namespace fastcnn

@@ -1,0 +1,23 @@
+// Tile sizes of the CUDA kernels, and why.
+#pragma once
+#include <cstdint>
+
+namespace fastcnn::cuda {
+
+// Shared memory that a block may take: without a wish of its own, 48 KiB, of which four fit every chip from sm_80 on;
+// 99 KiB is the most that sm_86, 89 and 120 give one block.
+constexpr int64_t kSharedBytes = 48 << 10, kMostSharedBytes = 99 << 10;
+
+// Local response normalization. kAhead: the memory of an H100 answers after some 600 ns, in which it could send 2 MB,
+// 15 KB an SM; 1024 threads of an SM with four requests of 4 bytes keep 16 KB under way.
+constexpr int kNormThreads = 256, kAhead = 4, kNormPixels = 64;
+
+// Pooling. A block's elements, of up to 16 bytes each: of AlexNet's 27x27 maps (NHWC, float) 9 rows of 32 channels,
+// whose 19 input rows of 55 pixels take 134 KB: within the first-level cache of an A100 or H100.
+constexpr int kPoolThreads = 256, kPoolLanes = 8, kPoolElements = 2048;
+
+constexpr int64_t kMostBlocks = (int64_t{1} << 31) - 1;  // of a grid
+
+inline bool aligned(const void* p, int bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
+
+}  // namespace fastcnn::cuda
