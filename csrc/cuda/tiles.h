@@ -16,6 +16,11 @@ constexpr int kNormThreads = 256, kAhead = 4, kNormPixels = 64;
 // whose 19 input rows of 55 pixels take 134 KB: within the first-level cache of an A100 or H100.
 constexpr int kPoolThreads = 256, kPoolLanes = 8, kPoolElements = 2048;
 
+// Normalization with pooling: strips of rows are cut short of kLeastRows only to make some four blocks for each of an
+// H100's 132 processors, since a strip reads the rows again that it shares with the next.
+constexpr int kFusedThreads = 256, kLeastRows = 4;
+constexpr int64_t kEnoughBlocks = 528;
+
 constexpr int64_t kMostBlocks = (int64_t{1} << 31) - 1;  // of a grid
 
 inline bool aligned(const void* p, int bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
