@@ -15,14 +15,16 @@ import numpy as np
 
 ROOT = Path(__file__).parents[2]
 KERNELS = sorted((ROOT / "tests/simt/kernels").glob("*.cu"))
-FLAGS = ["-std=c++17", "-g", "-fPIC", "-shared", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror"]
+FLAGS = ["-std=c++17", "-g", "-fPIC", "-shared", "-ffp-contract=off"]
+FLAGS += ["-Wall", "-Wextra", "-Werror"]
 RUNTIMES = {"address,undefined": ["libasan.so", "libubsan.so"], "thread": ["libtsan.so"]}
 
 
 def build(out: Path, *flags: str) -> Path:
     sources = [argument for path in KERNELS for argument in ("-x", "c++", str(path))]
     include = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests/simt'}"]
-    command = ["g++", *FLAGS, *flags, *include, *sources, str(ROOT / "tests/simt/simt.cpp"), "-o", str(out)]
+    sources += map(str, sorted((ROOT / "tests/simt").glob("*.cpp")))
+    command = ["g++", *FLAGS, *flags, *include, *sources, "-o", str(out)]
     subprocess.run(command, check=True)
     return out
 
@@ -172,7 +174,8 @@ def gemm(simt: Ground, name: str, dtype: str, m: int, n: int, k: int) -> float:
     a, b = element(rng.standard_normal((m, k))), element(rng.standard_normal((k, n)))
     on_device = [aligned(x.shape, x.dtype) for x in (a, b)]
     on_device[0][:], on_device[1][:] = a, b
-    c = unlike_any(np.zeros((m, n), np.float32))
+    c = aligned((m, n))
+    c[:] = np.nan
     getattr(simt, name)(*on_device, c, m, n, k)
     return abs(widen(a).astype(np.float64) @ widen(b).astype(np.float64) - c).max()
 
@@ -235,6 +238,10 @@ def neighbour_without_sync(simt: Ground):
 
 def conv3x3_row_too_many_global(simt: Ground):
     conv3x3(simt, "conv3x3_row_too_many_global", 3, 13, 37, 5)
+
+
+def copy_past_end(simt: Ground):
+    simt.copy_past_end(np.zeros(4 * 32 - 1, np.float32), np.zeros(32, np.float32))
 
 
 def shared_overrun(simt: Ground):

@@ -297,6 +297,11 @@ def test_global_access_outside_registered_memory(simt):
     assert "bytes into a registered range of 5772" in report
 
 
+def test_copy_past_registered_memory(simt, copy):
+    simt.register = True
+    assert "global load of 16 bytes out of bounds at faults.cu:" in finding(ground.copy_past_end, simt)
+
+
 @pytest.mark.parametrize(
     ("name", "report"),
     [
@@ -353,7 +358,7 @@ def counting(simt):
         ("global_stride_4", np.float32, 2, (1, 128, 8, 4)),
         ("global_stride_4", np.float32, 32, (1, 128, 32, 4)),  # a column: a sector for each lane
         ("global_stride_4", np.float32, 0, (1, 128, 1, 1)),  # broadcast
-        ("global_stride_2", "f16", 1, (1, 64, 2, 2)),
+        ("global_stride_2", np.float16, 1, (1, 64, 2, 2)),
         ("global_stride_16", np.complex128, 1, (1, 512, 16, 16)),
     ],
 )
@@ -431,7 +436,7 @@ def sanitized(tmp_path_factory):
     def run(sanitizer: str, case: str) -> str:
         if sanitizer not in built:
             out = tmp_path_factory.mktemp("simt") / f"libground_{sanitizer.split(',')[0]}.so"
-            built[sanitizer] = ground.build(out, "-O1", f"-fsanitize={sanitizer}")
+            built[sanitizer] = ground.build(out, "-O1", f"-fsanitize={sanitizer}", "-fno-omit-frame-pointer")
         return ground.run_sanitized(built[sanitizer], sanitizer, case)
 
     return run
@@ -475,6 +480,13 @@ def test_address_sanitizer_finds_global_out_of_bounds(sanitized):
     assert "ERROR: AddressSanitizer: heap-buffer-overflow" in output
     assert "READ of size 4" in output
     assert "conv3x3.cu" in output
+
+
+def test_address_sanitizer_finds_copy_out_of_bounds(sanitized):
+    output = sanitized("address,undefined", "copy_past_end")
+    assert "ERROR: AddressSanitizer: heap-buffer-overflow" in output
+    assert "READ of size 16" in output
+    assert "faults.cu" in output
 
 
 def test_address_sanitizer_finds_shared_out_of_bounds(sanitized):

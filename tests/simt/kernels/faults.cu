@@ -41,6 +41,15 @@ __global__ void misaligned_copy_kernel(const float* x, float* y) {
   store(y + threadIdx.x, shared[threadIdx.x].v[0]);
 }
 
+__global__ void copy_past_end_kernel(const float* x, float* y) {
+  using Float4 = Vec<float, 4>;
+  FASTCNN_SHARED(Float4, shared);
+  cp_async<16>(shared + threadIdx.x, x + 4 * threadIdx.x);
+  cp_async_commit();
+  cp_async_wait<0>();
+  store(y + threadIdx.x, shared[threadIdx.x].v[3]);
+}
+
 __global__ void misaligned_load_kernel(const float* x, float* y) {
   store(y + threadIdx.x, load(reinterpret_cast<const Vec<float, 4>*>(x + 1)).v[0]);
 }
@@ -120,6 +129,7 @@ const char* lane_missing(float* y) { return run<lane_missing_kernel>(1, 64, 0, y
 const char* divergent_warp(float* y) { return run<divergent_warp_kernel>(1, 64, 0, y); }
 const char* partial_warp(float* y) { return run<neighbour_kernel<true>>(1, 40, 40 * 4, y); }
 const char* misaligned_copy(const float* x, float* y) { return run<misaligned_copy_kernel>(1, 32, 32 * 16, x, y); }
+const char* copy_past_end(const float* x, float* y) { return run<copy_past_end_kernel>(1, 32, 32 * 16, x, y); }
 const char* misaligned_load(const float* x, float* y) { return run<misaligned_load_kernel>(1, 32, 0, x, y); }
 const char* read_between_blocks(float* y) { return run<read_between_blocks_kernel>(4, 1, 0, y); }
 const char* write_between_blocks(float* y) { return run<write_between_blocks_kernel>(4, 1, 0, y); }
