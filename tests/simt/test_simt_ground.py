@@ -539,7 +539,7 @@ def test_nvcc_compiles_the_same_source(tmp_path, path):
 INSTRUCTIONS = {
     "vector_add": ["ld.global.nc.v4.", "st.global.v4.", "cvt.f32.f16", "cvt.rn.f16.f32", "cvt.rn.bf16.f32"],
     "block_sum": ["shfl.sync.down.b32", "ld.shared.", "st.shared.", "bar.sync"],
-    "probes": ["ld.global.b32", "shfl.sync.idx", "shfl.sync.up", "shfl.sync.bfly", "cvt.rna.tf32.f32", "bar.warp.sync"]
+    "probes": ["ld.global.f32", "shfl.sync.idx", "shfl.sync.up", "shfl.sync.bfly", "cvt.rna.tf32.f32", "bar.warp.sync"]
     + ["rsqrt.approx.f32", "ex2.approx.f32", "lg2.approx.f32", "cp.async.ca.shared.global"]
     + [f"ldmatrix.sync.aligned.m8n8.x{n}{trans}.shared.b16" for n in (1, 2, 4) for trans in ("", ".trans")],
     "gemm": ["cp.async.cg.shared.global", "cp.async.commit_group", "cp.async.wait_group 1;"]
@@ -555,4 +555,5 @@ def test_instructions_that_nvcc_emits(tmp_path, name):
     nvcc("-ptx", "-o", str(ptx), str(ground.ROOT / f"tests/simt/kernels/{name}.cu"))
     text = ptx.read_text()
     assert [instruction for instruction in INSTRUCTIONS[name] if instruction not in text] == []
+    assert not re.search(r"\b(ld|st)\.(global|shared)(\.nc)?\.[bsu]8\b", text)  # nor byte by byte
     assert not re.search(r"\b(ld|st)\.(v[24]\.)?[bfsu]\d+\b", text)
