@@ -45,8 +45,9 @@ constexpr bool is_half<half_t> = true;
 
 namespace fastcnn::cuda {
 
+// By value: of a reference into memory, nvcc would copy byte by byte, as it knows no alignment.
 template <class To, class From>
-__device__ __forceinline__ To bit_cast(const From& from) {
+__device__ __forceinline__ To bit_cast(From from) {
   static_assert(sizeof(To) == sizeof(From));
   To to;
   __builtin_memcpy(&to, &from, sizeof to);

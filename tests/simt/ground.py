@@ -98,6 +98,7 @@ class Ground:
     def reset(self):
         for name in self.settings:
             self.library.fastcnn_simt_set(name.encode(), None)
+        self.register = False
         self.library.fastcnn_simt_reset_counters()
 
     def counters(self) -> Counters:
@@ -199,6 +200,7 @@ def clean(simt: Ground):
     simt.register = True
     assert conv3x3(simt, "conv3x3_f32", 3, 13, 37, 5) < 1e-5
     assert gemm(simt, "gemm_f16", "f16", 70, 48, 88) < 2e-5
+    simt.reset()
 
 
 def findings(simt: Ground):

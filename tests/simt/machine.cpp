@@ -88,7 +88,7 @@ void Machine::collective(const char* name, void* arguments, Perform perform, con
     fail(std::string(name) + " at " + text(site) + " in a block of " + std::to_string(count_) +
          " threads: not whole warps");
   if (warp.arrived == 0) warp.name = name, warp.site = site;
-  if (std::strcmp(warp.name, name) || warp.site != site)
+  if ((warp.name != name && std::strcmp(warp.name, name)) || warp.site != site)
     fail("divergent warp: lane " + std::to_string(thread.id % 32) + " reached " + name + " at " + text(site) +
          " while others wait in " + warp.name + " at " + text(warp.site));
   warp.arguments[thread.id % 32] = arguments;

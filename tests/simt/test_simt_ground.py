@@ -1,7 +1,9 @@
 """The ground for CUDA kernels without a GPU: clean kernels compute, and each checker finds the fault planted for it."""
 
+import re
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -329,6 +331,29 @@ def test_block_order(simt):
     assert {0, 3} <= results
 
 
+def test_seed(simt):
+    simt.set("FASTCNN_SIMT_ORDER", "shuffle")
+    last = {}
+    for seed in [*range(10), *range(10)]:
+        simt.set("FASTCNN_SIMT_SEED", str(seed))
+        y = floats()
+        simt.write_between_blocks(y)
+        assert last.setdefault(seed, y[0]) == y[0]
+    assert len(set(last.values())) > 1
+
+
+def test_host_threads_take_turns(simt):
+    with ThreadPoolExecutor(4) as pool:
+        errors = pool.map(lambda dtype: ground.gemm(simt, f"gemm_{dtype}", dtype, 70, 48, 88), MMA * 4)
+    assert max(errors) < GEMM_BOUND
+
+
+def test_ucontext_switches_where_there_is_no_assembly(tmp_path):
+    simt = Ground(ground.build(tmp_path / "libground.so", "-O1", "-DFASTCNN_SIMT_UCONTEXT"))
+    ground.clean(simt)
+    ground.findings(simt)
+
+
 def test_unknown_setting(simt, monkeypatch):
     monkeypatch.setenv("FASTCNN_SIMT_ORDER", "sideways")
     assert finding(simt.nothing, 1, 1, 0) == (
@@ -496,9 +521,39 @@ def test_address_sanitizer_finds_shared_out_of_bounds(sanitized):
     assert "faults.cu" in output
 
 
-@pytest.mark.skipif(NVCC is None, reason="no nvcc")
+# nvcc.
+
+
+def nvcc(*arguments: str):
+    if NVCC is None:
+        pytest.skip("no nvcc")
+    flags = ["-std=c++17", "-arch=sm_80", "-Werror", "all-warnings", f"-I{ground.ROOT / 'csrc'}"]
+    subprocess.run([NVCC, *flags, *arguments], check=True)
+
+
 @pytest.mark.parametrize("path", ground.KERNELS, ids=lambda path: path.stem)
 def test_nvcc_compiles_the_same_source(tmp_path, path):
-    include = f"-I{ground.ROOT / 'csrc'}"
-    command = [NVCC, "-std=c++17", "-arch=sm_80", "-Werror", "all-warnings", include, "-cubin", "-o"]
-    subprocess.run([*command, str(tmp_path / "kernel.cubin"), str(path)], check=True)
+    nvcc("-cubin", "-o", str(tmp_path / "kernel.cubin"), str(path))
+
+
+INSTRUCTIONS = {
+    "vector_add": ["ld.global.nc.v4.", "st.global.v4.", "cvt.f32.f16", "cvt.rn.f16.f32", "cvt.rn.bf16.f32"],
+    "block_sum": ["shfl.sync.down.b32", "ld.shared.", "st.shared.", "bar.sync"],
+    "probes": ["ld.global.f32", "shfl.sync.idx", "shfl.sync.up", "shfl.sync.bfly", "cvt.rna.tf32.f32", "bar.warp.sync"]
+    + ["rsqrt.approx.f32", "ex2.approx.f32", "lg2.approx.f32", "cp.async.ca.shared.global"]
+    + [f"ldmatrix.sync.aligned.m8n8.x{n}{trans}.shared.b16" for n in (1, 2, 4) for trans in ("", ".trans")],
+    "gemm": ["cp.async.cg.shared.global", "cp.async.commit_group", "cp.async.wait_group 1;"]
+    + [f"mma.sync.aligned.m16n8k16.row.col.f32.{t}.{t}.f32" for t in ("f16", "bf16")]
+    + ["mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32"],
+}
+
+
+@pytest.mark.parametrize("name", INSTRUCTIONS)
+def test_instructions_that_nvcc_emits(tmp_path, name):
+    """No access is a generic one, which would first have to find out which memory it is for."""
+    ptx = tmp_path / "kernel.ptx"
+    nvcc("-ptx", "-o", str(ptx), str(ground.ROOT / f"tests/simt/kernels/{name}.cu"))
+    text = ptx.read_text()
+    assert [instruction for instruction in INSTRUCTIONS[name] if instruction not in text] == []
+    assert not re.search(r"\b(ld|st)\.(global|shared)(\.nc)?\.[bsu]8\b", text)  # nor byte by byte
+    assert not re.search(r"\b(ld|st)\.(v[24]\.)?[bfsu]\d+\b", text)
