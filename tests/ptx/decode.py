@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from tests.ptx.machine import Step
-from tests.ptx.operands import predicate, raw
+from tests.ptx.operands import raw
 from tests.ptx.parse import Function, Group, Immediate, Instruction, Name, PtxError, Register, bits
 
 BUILDERS: dict[str, Callable] = {}

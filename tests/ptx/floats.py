@@ -136,10 +136,13 @@ def fused(a: np.ndarray, b: np.ndarray, c: np.ndarray, kind: str, mode: str = "r
         total = product + addend
         # Rounding twice goes wrong only where float64 landed on the middle of two float32: 29 bits, the first one set.
         # Subnormal results have their middle elsewhere.
-        middle = (total.view(np.int64) & 0x1FFFFFFF) == 0x10000000
-        small = np.abs(total) < 2.0**-126
-        if not (middle.any() or small.any()):
-            return total.astype(np.float32)
+        doubtful = (total.view(np.int64) & 0x1FFFFFFF) == 0x10000000
+        doubtful |= (np.abs(total) < 2.0**-126) & (total != 0)
+        result = total.astype(np.float32)
+        if doubtful.any():
+            parts = (np.broadcast_to(each, total.shape)[doubtful] for each in (product, addend))
+            result[doubtful] = narrow(to_odd(*two_sum(*parts)), kind)
+        return result
     return narrow(to_odd(*two_sum(product, addend)), kind, mode)
 
 
@@ -148,7 +151,7 @@ LIBM_FMA.restype, LIBM_FMA.argtypes = ctypes.c_double, [ctypes.c_double] * 3
 
 
 def fused_float64(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """a * b + c, rounded once: Boldo and Melquiond's algorithm, or libm's fma where its steps could over- or underflow."""
+    """a * b + c, rounded once: Boldo and Melquiond's algorithm, or libm's fma where that could over- or underflow."""
     a, b, c = np.broadcast_arrays(a, b, c)
 
     def halves(x):  # Dekker's split

@@ -273,14 +273,18 @@ class Body:
     def label(self, name: str) -> None:
         self.scope.labels[name] = len(self.function.instructions)
 
-    def close(self, line: int) -> None:
-        """The end of the body: an implied ret, and the branches' targets."""
+    def close_scope(self, line: int) -> "Body | None":
+        """Leaves a pair of braces; the outermost one ends the body with an implied ret and settles its branches."""
+        if self.scope.outer:
+            self.scope = self.scope.outer
+            return self
         self.function.instructions.append(Instruction(line, "}", None, "ret", (), []))
         for instruction, scope in self.branches:
             name = instruction.operands[0].name
             if name not in scope.labels:
                 raise instruction.error(f"no label {name}")
             instruction.target = scope.labels[name]
+        return None
 
 
 def header(text: str, program: Program) -> Function:
@@ -303,51 +307,48 @@ def blank(match: re.Match) -> str:
     return "\n" * match[0].count("\n")
 
 
-def parse(text: str) -> Program:
-    text = re.sub(r"//[^\n]*|/\*.*?\*/", blank, text, flags=re.S)
-    text = re.sub(r"^[ \t]*\.(loc|file)\b[^\n]*", "", text, flags=re.M)
-    text = re.sub(r"^[ \t]*\.section\b[^{]*\{[^}]*\}", blank, text, flags=re.M)
-    text = re.sub(r"^[ \t]*\.(version|target|address_size)\b[^\n]*", "", text, flags=re.M)
+def statements(text: str):
+    """The text cut at its semicolons, labels and block braces: (mark, what stands before it, its line)."""
     newlines = [match.start() for match in re.finditer("\n", text)]
-    program, body = Program(), None
-    start, depth = 0, 0  # of the statement, and of its braces: those of a vector or an initialiser
+    start, blocks, depth = 0, 0, 0  # depth: of a vector's or an initialiser's braces
     for match in re.finditer(r'"[^"]*"|[{};]|(?<!:):(?!:)', text):
-        mark, statement = match[0], " ".join(text[start : match.start()].split())
-        first = start + len(text[start : match.start()]) - len(text[start : match.start()].lstrip())
-        line = bisect.bisect_left(newlines, first) + 1
+        mark, before = match[0], text[start : match.start()]
+        statement = " ".join(before.split())
+        line = bisect.bisect_left(newlines, start + len(before) - len(before.lstrip())) + 1
         if mark[0] == '"' or (mark == ":" and not re.fullmatch(r"[\w$]+", statement)):
             continue
-        if mark == "{" and depth == 0 and body is None and re.search(r"\.(entry|func)\b", statement):
+        opens = mark == "{" and (statement == "" if blocks else re.search(r"\.(entry|func)\b", statement) is not None)
+        if depth or (mark == "{" and not opens):
+            depth += (mark == "{") - (mark == "}")
+            continue
+        blocks += (mark == "{") - (mark == "}")
+        yield mark, statement, line
+        start = match.end()
+    if text[start:].strip():
+        raise PtxError(f"the text ends within {text[start:].strip()[:60]}")
+
+
+def parse(text: str) -> Program:
+    text = re.sub(r"//[^\n]*|/\*.*?\*/", blank, text, flags=re.S)
+    text = re.sub(r"^[ \t]*\.(loc|file|version|target|address_size)\b[^\n]*", "", text, flags=re.M)
+    text = re.sub(r"^[ \t]*\.section\b[^{]*\{[^}]*\}", blank, text, flags=re.M)
+    program, body = Program(), None
+    for mark, statement, line in statements(text):
+        if mark == "{" and body is None:
             function = header(statement, program)
             program.functions[function.name] = function
             body = Body(function, program)
-        elif mark == "{" and statement == "" and body and depth == 0:
-            body.scope = Scope(body.scope)
         elif mark == "{":
-            depth += 1
-            continue
-        elif mark == "}" and depth:
-            depth -= 1
-            continue
-        elif mark == "}" and statement:
-            raise PtxError(f"line {line}: no semicolon: {statement}")
-        elif mark == "}" and body:
-            body.scope, inner = body.scope.outer, body.scope
-            if body.scope is None:
-                body.scope = inner
-                body.close(line)
-                body = None
+            body.scope = Scope(body.scope)
         elif mark == ":" and body:
             body.label(statement)
-        elif mark == ";" and depth == 0 and body and statement:
+        elif mark == "}" and body and not statement:
+            body = body.close_scope(line)
+        elif mark == ";" and body and statement:
             body.statement(statement, line)
-        elif mark == ";" and depth == 0 and statement and not re.search(r"\.(func|entry|pragma)\b", statement):
+        elif mark == ";" and statement and not re.search(r"\.(func|entry|pragma)\b", statement):
             declared = variable(statement)
             program.variables[declared.name] = declared
-        elif statement == "" or mark != ";":
-            if mark != ";":
-                raise PtxError(f"line {line}: unexpected {mark}: {statement}")
-        start = match.end()
-    if body or text[start:].strip():
-        raise PtxError(f"the text ends within {text[start:].strip()[:60] or body.function.name}")
+        elif mark != ";":
+            raise PtxError(f"line {line}: unexpected {mark} after: {statement}")
     return program

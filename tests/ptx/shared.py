@@ -23,6 +23,16 @@ def first(found: np.ndarray) -> int:
     return int(np.argmax(found if found.ndim == 1 else found.any(1)))
 
 
+def warp_of(code: np.ndarray) -> np.ndarray:
+    return np.where(code < OF_WARP, code >> 5, np.where(code < SEVERAL, code - OF_WARP, -1))
+
+
+def both(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The code of the lanes of two codes together."""
+    warp = warp_of(one)
+    return np.where((warp == warp_of(other)) & (warp >= 0), OF_WARP + warp, SEVERAL)
+
+
 class Layout:
     """Where each .shared array of a block stands: no better aligned than it was declared, with gaps between."""
 
@@ -102,9 +112,7 @@ class Shared:
         recent = (stamps >= self.block_sync[lane]) & (stamps & CODE != lane)
         if not recent.any():
             return None
-        code = stamps & CODE
-        warp = np.where(code < OF_WARP, code >> 5, np.where(code < SEVERAL, code - OF_WARP, -1))
-        recent &= (warp != lane >> 5) | (stamps >= self.warp_sync[lane])
+        recent &= (warp_of(stamps & CODE) != lane >> 5) | (stamps >= self.warp_sync[lane])
         return recent if recent.any() else None
 
     def race(self, index: np.ndarray, stamps: np.ndarray, found: np.ndarray, what: str) -> Fault:
@@ -139,25 +147,18 @@ class Shared:
         lane = lane if grains.ndim == 1 else lane[:, None]
         now = self.time << 40 | self.line << 21
         before = self.reads[grains]
-        code = before & CODE
-        if ((before >= self.block_sync[lane]) & (code != lane)).any():
-            # Another lane has read it since the last barrier: remember both.
-            warp = np.where(code < OF_WARP, code >> 5, np.where(code < SEVERAL, code - OF_WARP, -1))
-            both = np.where(warp == lane >> 5, OF_WARP + (lane >> 5), SEVERAL)
-            own = np.where((before >= self.block_sync[lane]) & (code != lane), both, lane)
-        else:
-            own = np.broadcast_to(lane, grains.shape)
+        own = np.broadcast_to(lane, grains.shape)
+        others = (before >= self.block_sync[lane]) & (before & CODE != lane)
+        if others.any():  # another lane has read it since the last barrier: remember both
+            own = own.copy()
+            own[others] = both(before[others] & CODE, own[others])
         self.reads[grains] = now | own
         kept = self.reads[grains] & CODE
         lost = kept != own
         if lost.any():  # several lanes read one grain at once, and only one of them was noted
-            shared = grains[lost]
-            warps = np.zeros((2, shared.size), np.int64)
-            for row, codes in zip(warps, (kept[lost], own[lost])):
-                row[:] = np.where(codes < OF_WARP, codes >> 5, np.where(codes < SEVERAL, codes - OF_WARP, -1))
-            one_warp = (warps[0] == warps[1]) & (warps[0] >= 0)
-            self.reads[shared[one_warp]] = now | (OF_WARP + warps[0][one_warp])
-            self.reads[shared[~one_warp]] = now | SEVERAL
+            place, code = grains[lost], both(kept[lost], own[lost])
+            self.reads[place] = now | code
+            self.reads[place[code == SEVERAL]] = now | SEVERAL
 
     def check_write(self, grains: np.ndarray, start, index, values: np.ndarray | None) -> None:
         pending = self.state[grains] == PENDING
