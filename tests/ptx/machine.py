@@ -62,7 +62,7 @@ class Machine:
         self.all = np.arange(self.lanes)
         thread = self.all % self.per_block
         self.live = thread < threads
-        self.executed = 0  # instructions times lanes
+        self.executed = 0  # instructions times lanes, those whose guard is false included
         self.steps = 0
 
         variables = list(program.variables.values())
@@ -137,8 +137,8 @@ class Machine:
                     active, rest = index[condition], index[~condition]
                     active_lanes = active
             counter += 1
+            self.executed += len(index)
             if len(active):
-                self.executed += len(active)
                 if step.control == "":
                     try:
                         step.run(frame, active_lanes)
@@ -256,7 +256,7 @@ class Machine:
             if count:
                 instruction = frame.code[counter].instruction
                 places.append(f"{count} at line {instruction.line} ({instruction.text})")
-        barrier = any(frame.code[counter].control == "barrier" for counter in waiting)
+        barrier = all(frame.code[counter].control == "barrier" for counter in waiting)
         kind = "divergent barrier" if barrier else "divergent warp collective"
         total = int(self.live.reshape(-1, self.per_block)[block].sum())
         who = self.who(block * self.per_block).split(" thread")[0]
