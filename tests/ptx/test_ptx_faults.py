@@ -58,7 +58,9 @@ def test_misaligned_vector(tiles):
 def test_global_write_behind_the_end(tiles):
     memory = Memory()
     addresses = [memory.add(normal(65)), memory.add(normal(65)), memory.add(poison(64))]
-    report = r"global write of 4 bytes out of bounds .* byte 256 of buffer 2 \(float32\[64\], 256 bytes\) by .* \(31, 0, 0\)"
+    report = (
+        r"global write of 4 bytes out of bounds .* byte 256 of buffer 2 \(float32\[64\], 256 bytes\) by .* \(31, 0, 0\)"
+    )
     with pytest.raises(PtxError, match=report):
         tiles.launch("vector_add", (2,), (33,), [*addresses, 65], memory)
 
