@@ -152,7 +152,8 @@ def test_to_integer(source, target, mode):
 def test_from_integer(source, target, mode):
     width = int(source[1:])
     a = RANDOM.integers(0, 1 << width, 800, np.uint64) >> RANDOM.integers(0, width, 800).astype(np.uint64)
-    a = np.concatenate([a, [0, (1 << width) - 1, 1 << width - 1, (1 << 24) + 1]]).astype(f"u{width // 8}")
+    edges = np.array([0, (1 << width) - 1, 1 << width - 1, (1 << 24) + 1], np.uint64)
+    a = np.concatenate([a, edges]).astype(f"u{width // 8}")
     actual = run(f"cvt.{mode}.{target}.{source} %d, %a;", {"d": WIDTH[target]}, a=a)["d"]
     numbers = a.view(f"i{width // 8}") if source[0] == "s" else a
     for bits, number in zip(actual.tolist(), numbers.tolist()):
