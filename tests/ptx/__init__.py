@@ -7,8 +7,9 @@
     memory.read(x)
 
 It reports accesses out of bounds or misaligned, reads of shared memory that nobody wrote or whose cp.async is pending,
-races on shared memory between barriers, and threads that wait for each other in vain. What it does not know, it
-refuses. It knows no time, no bank conflicts, no races through global memory, and tensor cores' rounding only nearly.
+races on shared memory between barriers, races between blocks on global memory, and threads that wait for each other
+in vain. What it does not know, it refuses. It knows no time, no bank conflicts, no races within a block on global
+memory, and tensor cores' rounding only nearly.
 """
 
 from tests.ptx.compile import NVCC, TritonPtx, compile_cuda, compile_triton

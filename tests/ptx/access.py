@@ -160,18 +160,19 @@ def store(instruction, modifiers):
     return run
 
 
-def access_size(instruction) -> int:
-    """How many bytes an instruction may touch in shared memory at once; 0 if none."""
-    modifiers = instruction.modifiers
+def access_size(instruction, space: str) -> int:
+    """How many bytes an instruction may touch in shared or global memory at once; 0 if none."""
+    modifiers, operands = instruction.modifiers, instruction.operands
     if instruction.opcode in ("ld", "ldu", "st"):
-        if {"global", "const", "local", "param"} & set(modifiers):
+        named = {name.removesuffix("::cta") for name in modifiers} & {"global", "const", "shared", "local", "param"}
+        if named and space not in named and (space, named) != ("global", {"const"}):
             return 0
         count = next((int(name[1:]) for name in modifiers if name in ("v2", "v4")), 1)
         return bits(modifiers[-1]) // 8 * count
-    if instruction.opcode == "ldmatrix":
+    if instruction.opcode == "ldmatrix" and space == "shared":
         return 16
-    if instruction.opcode == "cp" and len(instruction.operands) >= 3 and isinstance(instruction.operands[2], Immediate):
-        return instruction.operands[2].value
+    if instruction.opcode == "cp" and len(operands) >= 3 and isinstance(operands[2], Immediate):
+        return operands[2].value
     return 0
 
 
@@ -212,18 +213,26 @@ def copy_async(instruction, modifiers):
         _, origin = addresses(source, frame, lanes)
         count = np.broadcast_to(taken(frame, lanes), index.shape)
         machine.shared.line = line
-        values = np.zeros((len(index), size), np.uint8)
-        for each in np.unique(count):
-            if each > size:
-                raise Fault(index[np.argmax(count == each)], f"cp.async takes {each} bytes of {size}")
-            if each:
-                lane, begin = index[count == each], origin[count == each]
-                unit = 4 if each % 4 == 0 else 1
-                part = machine.memory.load(lane, begin, unit, int(each) // unit, align=size)
-                values[count == each, : int(each)] = part.view(np.uint8)
-        machine.shared.copy_later(index, place, values.view(np.uint32))
+        if (count == size).all():
+            values = machine.memory.load(index, origin, 4, size // 4)
+        else:
+            values = partial(machine.memory, index, origin, count, size)
+        machine.shared.copy_later(index, place, values)
 
     return run
+
+
+def partial(memory, index: np.ndarray, origin: np.ndarray, count: np.ndarray, size: int) -> np.ndarray:
+    """`size` bytes for each lane, of which the first `count` come from memory and the others are zero."""
+    values = np.zeros((len(index), size), np.uint8)
+    for each in np.unique(count[count > 0]).tolist():
+        chosen = count == each
+        if each > size:
+            raise Fault(index[np.argmax(chosen)], f"cp.async takes {each} bytes of {size}")
+        unit = 4 if each % 4 == 0 else 1
+        part = memory.load(index[chosen], origin[chosen], unit, each // unit, align=size)
+        values[chosen, :each] = part.view(np.uint8)
+    return values.view(np.uint32)
 
 
 def source_size(rest, size: int, instruction):
@@ -284,7 +293,7 @@ def atomic(instruction, modifiers):
     store = write(d, instruction) if d is not None else None
 
     def run(frame, lanes):
-        machine = frame.machine
+        memory = frame.machine.memory.memory  # past the launch's view: atomic operations do not race
         index, place = addresses(start, frame, lanes)
         if (place < GLOBAL_BASE).any():
             raise Fault(index[np.argmax(place < GLOBAL_BASE)], "an atomic that is not on global memory")
@@ -292,14 +301,14 @@ def atomic(instruction, modifiers):
         before = np.empty(len(index), UNSIGNED[width])
         for lane in range(len(index)):
             one = slice(lane, lane + 1)
-            word = machine.memory.load(index[one], place[one], width // 8, 1)
+            word = memory.load(index[one], place[one], width // 8, 1)
             before[lane] = word[0, 0]
             old = word.view(dtype)[0, 0]
             if name == "cas":
                 new = values[1][lane] if old == values[0][lane] else old
             else:
                 new = ATOMIC[name](old, values[0][lane])
-            machine.memory.store(index[one], place[one], np.array([[new]], dtype).view(UNSIGNED[width]))
+            memory.store(index[one], place[one], np.array([[new]], dtype).view(UNSIGNED[width]))
         if store:
             store(frame, lanes, before)
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tests.ptx.memory import Fault, LaneMemory, Memory
+from tests.ptx.memory import Fault, LaneMemory
 from tests.ptx.parse import Function, Instruction, PtxError
 from tests.ptx.shared import Layout, Shared
+from tests.ptx.view import LaunchView
 
 STEP_LIMIT = 5_000_000  # branches taken by one batch; beyond, a kernel is taken to spin
 
@@ -53,7 +54,7 @@ def bits_per_warp(flags: np.ndarray) -> np.ndarray:
 
 
 class Machine:
-    def __init__(self, program, code, places, memory: Memory, grid, block, blocks: range, dynamic: int, grain: int):
+    def __init__(self, program, code, places, memory: LaunchView, grid, block, blocks: range, dynamic: int, grain: int):
         self.program, self.code, self.memory, self.block, self.blocks = program, code, memory, block, blocks
         self.grid = grid
         threads = int(np.prod(block))
@@ -62,6 +63,7 @@ class Machine:
         self.all = np.arange(self.lanes)
         thread = self.all % self.per_block
         self.live = thread < threads
+        memory.block = (np.asarray(blocks) + 1)[self.all // self.per_block].astype(np.int32)
         self.executed = 0  # instructions times lanes, those whose guard is false included
         self.steps = 0
 

@@ -84,11 +84,13 @@ class Memory:
 
     def out_of_bounds(self, start: int, size: int, action: str) -> str:
         message = f"global {action} of {size} bytes out of bounds at address {GLOBAL_BASE + start:#x}"
-        near = bisect.bisect_right(self.starts, start) - 1
-        if near < 0 or start > self.top:
-            return message
+        return f"{message}, {self.where(start)}" if self.starts and 0 <= start <= self.top else message
+
+    def where(self, start: int) -> str:
+        """An offset into data, in terms of the nearest buffer before it."""
+        near = max(bisect.bisect_right(self.starts, start) - 1, 0)
         dtype, shape, nbytes = self.buffers[near]
-        return f"{message}, byte {start - self.starts[near]} of buffer {near} ({dtype}{list(shape)}, {nbytes} bytes)"
+        return f"byte {start - self.starts[near]} of buffer {near} ({dtype}{list(shape)}, {nbytes} bytes)"
 
     def load(self, index: np.ndarray, address: np.ndarray, unit: int, count: int, align: int = 0) -> np.ndarray:
         return gather(self.data, self.check(index, address, unit * count, "read", align), unit, count)

@@ -68,7 +68,8 @@ def multiply_accumulate(instruction, modifiers):
         for operand, each, fragment, size in zip(inputs, kinds, fragments, sizes, strict=True)
     ]
     packed = f"{result}x2" if result == "f16" else result
-    rows, columns = fragments[2]
+    (rows, columns), (_, width) = fragments[2], sizes[2]
+    places = (rows * width + columns).ravel()
     per_register = 2 if result == "f16" else 1
     stores = [write_number(item, packed, instruction) for item in items(d)]
     if len(stores) * per_register != rows.shape[1]:
@@ -77,7 +78,7 @@ def multiply_accumulate(instruction, modifiers):
     def run(frame, lanes):
         a, b, c = (read(frame, lanes) for read in reads)
         product = np.matmul(a, b) + c
-        mine = product[:, rows, columns].reshape(-1, rows.shape[1])  # one row per lane
+        mine = product.reshape(len(product), -1)[:, places].reshape(-1, rows.shape[1])  # one row per lane
         for place, store in enumerate(stores):
             part = mine[:, place * per_register : (place + 1) * per_register]
             part = part if per_register == 2 else part[:, 0]
@@ -89,6 +90,7 @@ def multiply_accumulate(instruction, modifiers):
 def matrix(operand, kind: str, fragment, size: tuple[int, int], instruction):
     """Reads a fragment's registers as float64 matrices, one per warp."""
     rows, columns = fragment
+    elements = np.argsort((rows * size[1] + columns).ravel())  # of all lanes, in the matrix's order
     packed = kind in ("f16", "bf16")
     if len(items(operand)) * (2 if packed else 1) != rows.shape[1]:
         raise ValueError
@@ -104,8 +106,6 @@ def matrix(operand, kind: str, fragment, size: tuple[int, int], instruction):
         for place, read in enumerate(reads):
             columns_of = slice(2 * place, 2 * place + 2) if packed else place
             values[:, columns_of] = read(frame, lanes)
-        full = np.empty((count // 32, *size))
-        full[:, rows, columns] = values.reshape(-1, 32, rows.shape[1])
-        return full
+        return values.reshape(count // 32, -1)[:, elements].reshape(-1, *size)
 
     return read_all

@@ -10,6 +10,7 @@ from tests.ptx.decode import reachable
 from tests.ptx.machine import Machine, Step
 from tests.ptx.memory import Memory
 from tests.ptx.parse import PtxError, Variable, bits, parse
+from tests.ptx.view import LaunchView
 
 LANES = 4096  # threads that run at once: enough to outweigh numpy's cost per call, few enough to stay in the cache
 SHARED_LIMIT = 227 << 10  # of the largest block on compute capability 9.0
@@ -50,8 +51,9 @@ class Module:
         if len(args) != len(function.params):
             raise PtxError(f"{name} has {len(function.params)} parameters, not {len(args)}")
         packed = [argument(variable, value) for variable, value in zip(function.params, args)]
-        sizes = [size for steps in code.values() for step in steps if (size := access.access_size(step.instruction))]
-        grain = min(sizes, default=16)
+        grains = {space: finest(code, space) for space in ("shared", "global")}
+        places = self.place(memory)
+        view = LaunchView(memory, grains["global"])
 
         blocks = int(np.prod(grid))
         batch = max(1, LANES // (-(-threads // 32) * 32))
@@ -59,8 +61,7 @@ class Module:
         with np.errstate(all="ignore"):
             for first in range(0, blocks, batch):
                 part = range(first, min(blocks, first + batch))
-                places = self.place(memory)
-                machine = Machine(self.program, code, places, memory, grid, block, part, dynamic_shared, grain)
+                machine = Machine(self.program, code, places, view, grid, block, part, dynamic_shared, grains["shared"])
                 if machine.shared.layout.used > SHARED_LIMIT:
                     raise PtxError(f"{name} wants {machine.shared.layout.used} bytes of shared memory")
                 for variable, content in zip(function.params, packed):
@@ -81,6 +82,12 @@ class Module:
                 if variable.space in ("const", "global")
             }
         return memory.modules[self]
+
+
+def finest(code: dict[str, list[Step]], space: str) -> int:
+    """The size of the narrowest access to shared or global memory."""
+    sizes = (access.access_size(step.instruction, space) for steps in code.values() for step in steps)
+    return min((size for size in sizes if size), default=16)
 
 
 def argument(variable: Variable, value: int | float | bytes) -> bytes:

@@ -389,3 +389,28 @@ def test_atomics():
     assert memory.read(total)[0] == 64 * 63 / 2
     assert memory.read(largest)[0] == 63
     np.testing.assert_array_equal(memory.read(old), np.maximum(np.arange(64) - 1, 0))
+
+
+def test_blocks_that_write_one_place():
+    launch("st.global.b32 [%o], 5;", block_count=2)
+    with pytest.raises(PtxError, match="race on global memory: two threads of this instruction write one place"):
+        launch("mov.u32 %v, %ctaid.x; st.global.b32 [%o], %v;", threads=1, block_count=2)
+    one_each = "mov.u32 %v, %ctaid.x; setp.eq.u32 %p, %v, 0; @%p st.global.b32 [%o], 6; @!%p st.global.b32 [%o], 7;"
+    with pytest.raises(PtxError, match=r"race on global memory: write by block number 0 of byte 0 of buffer 0"):
+        launch(one_each, threads=1, block_count=2)
+
+
+def test_block_that_reads_what_another_one_wrote():
+    offset = "mov.u32 %v, %ctaid.x; mul.wide.u32 %g, %v, 4; add.u64 %g, %g, %o;"
+    own = f"{offset} st.global.b32 [%g], 1; ld.global.b32 %v, [%g];"
+    assert launch(own, threads=1, block_count=3).sum() == 3
+    with pytest.raises(
+        PtxError, match=r"race on global memory: write by block number 1 of byte 4 of buffer 0 .*block \(0, 0"
+    ):
+        launch(f"{offset} st.global.b32 [%g], 1; ld.global.b32 %v, [%g+4];", threads=1, block_count=3)
+    with pytest.raises(PtxError, match=r"race on global memory: read by (block number \d|several blocks) of byte"):
+        launch(f"{offset} ld.global.b32 %v, [%g+4]; st.global.b32 [%g], 1;", threads=1, block_count=3)
+
+
+def test_blocks_may_add_atomically():
+    assert launch("red.global.add.u32 [%o], 2;", threads=8, block_count=3)[0] == 48
