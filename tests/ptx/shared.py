@@ -147,11 +147,15 @@ class Shared:
         lane = lane if grains.ndim == 1 else lane[:, None]
         now = self.time << 40 | self.line << 21
         before = self.reads[grains]
+        code = before & CODE
+        noted = (code == lane) | (code == SEVERAL) | (code == OF_WARP + (lane >> 5))
+        if (noted & (before >= self.time << 40)).all():
+            return
         own = np.broadcast_to(lane, grains.shape)
-        others = (before >= self.block_sync[lane]) & (before & CODE != lane)
+        others = (before >= self.block_sync[lane]) & (code != lane)
         if others.any():  # another lane has read it since the last barrier: remember both
             own = own.copy()
-            own[others] = both(before[others] & CODE, own[others])
+            own[others] = both(code[others], own[others])
         self.reads[grains] = now | own
         kept = self.reads[grains] & CODE
         lost = kept != own

@@ -20,16 +20,18 @@ class LaunchView:
 
     def grains(self, start: np.ndarray, size: int) -> np.ndarray:
         """[lane, grain]: the places within `size` bytes."""
-        return (start // self.grain)[:, None] + np.arange(-(-size // self.grain))
+        count = -(-size // self.grain)
+        lowest = (start // self.grain)[:, None]
+        return lowest if count == 1 else lowest + np.arange(count)
 
     def load(self, index: np.ndarray, address: np.ndarray, unit: int, count: int, align: int = 0) -> np.ndarray:
         start = self.memory.check(index, address, unit * count, "read", align)
         grains, own = self.grains(start, unit * count), self.block[index][:, None]
         self.check(index, start, self.writer[grains], own, "write")
         before = self.reader[grains]
-        self.reader[grains] = np.where((before == 0) | (before == own), own, SEVERAL)
-        lost = self.reader[grains] != own  # blocks that read together here, or were noted before
-        if lost.any():
+        if ((before != own) & (before != SEVERAL)).any():
+            self.reader[grains] = np.where((before == 0) | (before == own), own, SEVERAL)
+            lost = self.reader[grains] != own  # blocks that read together here, or were noted before
             self.reader[grains[lost]] = SEVERAL
         return gather(self.memory.data, start, unit, count)
 
