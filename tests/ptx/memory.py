@@ -4,8 +4,10 @@ import bisect
 
 import numpy as np
 
-GUARD = 256  # bytes that belong to nobody between two buffers; more than any access is wide
-GLOBAL_BASE, LOCAL_WINDOW, SHARED_WINDOW, WINDOW = 3 << 40, 2 << 40, 1 << 40, 1 << 40
+# Addresses say which space they are of. Global buffers lie 4 GiB apart, so that no stray index reaches another one.
+WINDOW = 1 << 40
+SHARED_WINDOW, LOCAL_WINDOW, GLOBAL_BASE = 1 * WINDOW, 2 * WINDOW, 3 * WINDOW
+SPACING = 1 << 32
 
 
 class Fault(Exception):
@@ -40,57 +42,66 @@ def scatter(data: np.ndarray, start: np.ndarray, values: np.ndarray) -> None:
 
 
 class Memory:
-    """Buffers in one address space, 256-byte aligned as cudaMalloc's are, with guard gaps between them."""
+    """Global buffers, 256-byte aligned as cudaMalloc's are."""
 
     def __init__(self):
-        self.data = np.zeros(1 << 20, np.uint8)
-        self.valid = np.zeros(1 << 20, bool)
-        self.top = GUARD
-        self.starts: list[int] = []
-        self.buffers: list[tuple[np.dtype, tuple[int, ...], int]] = []  # dtype, shape, bytes
-        self.modules: dict[int, dict] = {}  # a module's .const and .global variables, placed at its first launch
+        self.data = np.zeros(1 << 16, np.uint8)  # of all buffers, one behind the other
+        self.top = 0
+        self.starts: list[int] = []  # in data
+        self.buffers: list[tuple[np.dtype, tuple[int, ...]]] = []
+        self.table = np.zeros((2, 0), np.int64)  # each buffer's start and size
+        self.modules: dict = {}  # a module's .const and .global variables, placed at its first launch
 
     def add(self, array: np.ndarray) -> int:
         """Copies an array in and returns its address."""
         array = np.ascontiguousarray(array)
         start, end = self.top, self.top + array.nbytes
-        self.top = -(-end // 256) * 256 + GUARD
+        self.top = -(-end // 256) * 256
         while self.top > self.data.size:
             self.data = np.concatenate([self.data, np.zeros_like(self.data)])
-            self.valid = np.concatenate([self.valid, np.zeros_like(self.valid)])
         self.data[start:end] = array.reshape(-1).view(np.uint8)
-        self.valid[start:end] = True
         self.starts.append(start)
-        self.buffers.append((array.dtype, array.shape, array.nbytes))
-        return GLOBAL_BASE + start
+        self.buffers.append((array.dtype, array.shape))
+        self.table = np.concatenate([self.table, [[start], [array.nbytes]]], axis=1)
+        return GLOBAL_BASE + len(self.starts) * SPACING
 
     def read(self, address: int) -> np.ndarray:
         """What stands now in the buffer that add() gave this address for."""
-        start = address - GLOBAL_BASE
-        dtype, shape, size = self.buffers[self.starts.index(start)]
+        number = (address - GLOBAL_BASE) // SPACING - 1
+        start, size = self.table[:, number].tolist()
+        dtype, shape = self.buffers[number]
         return self.data[start : start + size].copy().view(dtype).reshape(shape)
 
     def check(self, index: np.ndarray, address: np.ndarray, size: int, action: str, align: int = 0) -> np.ndarray:
         """Offsets into data, after all checks; `index` names the lanes, `align` is the size if not given."""
-        start = address - GLOBAL_BASE
-        inside = (start >= 0) & (start <= self.data.size - size)
+        number, offset = ((address - GLOBAL_BASE) >> 32) - 1, address & (SPACING - 1)
+        inside = (number >= 0) & (number < len(self.starts))
         if inside.all():
-            inside = self.valid[start] & self.valid[start + (size - 1)]
+            start, limit = self.table[:, number]
+            inside = offset + size <= limit
         if not inside.all():
             position = int(np.argmin(inside))
-            raise Fault(index[position], self.out_of_bounds(int(start[position]), size, action))
-        check_aligned(index, start, align or size, "global")
-        return start
+            raise Fault(index[position], self.out_of_bounds(int(address[position]), size, action))
+        check_aligned(index, address, align or size, "global")
+        return start + offset
 
-    def out_of_bounds(self, start: int, size: int, action: str) -> str:
-        message = f"global {action} of {size} bytes out of bounds at address {GLOBAL_BASE + start:#x}"
-        return f"{message}, {self.where(start)}" if self.starts and 0 <= start <= self.top else message
+    def out_of_bounds(self, address: int, size: int, action: str) -> str:
+        number, offset = divmod(address - GLOBAL_BASE, SPACING)
+        if offset > SPACING // 2:
+            number, offset = number + 1, offset - SPACING
+        message = f"global {action} of {size} bytes out of bounds at address {address:#x}"
+        if not 1 <= number <= len(self.starts):
+            return message
+        return f"{message}, byte {offset} of {self.name(number - 1)}"
+
+    def name(self, number: int) -> str:
+        dtype, shape = self.buffers[number]
+        return f"buffer {number} ({dtype}{list(shape)}, {self.table[1, number]} bytes)"
 
     def where(self, start: int) -> str:
-        """An offset into data, in terms of the nearest buffer before it."""
-        near = max(bisect.bisect_right(self.starts, start) - 1, 0)
-        dtype, shape, nbytes = self.buffers[near]
-        return f"byte {start - self.starts[near]} of buffer {near} ({dtype}{list(shape)}, {nbytes} bytes)"
+        """An offset into data, in terms of its buffer."""
+        number = bisect.bisect_right(self.starts, start) - 1
+        return f"byte {start - self.starts[number]} of {self.name(number)}"
 
     def load(self, index: np.ndarray, address: np.ndarray, unit: int, count: int, align: int = 0) -> np.ndarray:
         return gather(self.data, self.check(index, address, unit * count, "read", align), unit, count)

@@ -41,8 +41,8 @@ def raw(operand, width: int, instruction: Instruction) -> Reader:
     if isinstance(operand, Immediate) and isinstance(operand.value, int):
         constant = np.array([operand.value & ((1 << width) - 1)], unsigned)
         return lambda frame, lanes: constant
-    if isinstance(operand, Immediate) and width >= 32:  # 0f3F800000 where bits are wanted
-        constant = np.array([operand.value], f"f{width // 8}").view(unsigned)
+    if isinstance(operand, Immediate) and operand.bits and operand.bits[1] == width:
+        constant = np.array([operand.bits[0]], unsigned)
         return lambda frame, lanes: constant
     if isinstance(operand, Address) and not isinstance(operand.base, Register):
         return lambda frame, lanes: np.array([frame.places[operand.base] + operand.offset]).astype(unsigned)
@@ -82,7 +82,7 @@ def predicate(operand, instruction: Instruction) -> Reader:
 
 def number(operand, kind: str, instruction: Instruction) -> Reader:
     """Reads floating-point values as floats.load gives them; packed pairs with a last axis of 2."""
-    if isinstance(operand, Immediate) and isinstance(operand.value, float):
+    if isinstance(operand, Immediate) and isinstance(operand.value, float) and not operand.bits:
         constant = np.array([operand.value], floats.working_type(kind))
         return lambda frame, lanes: constant
     read = raw(operand, bits(kind), instruction)

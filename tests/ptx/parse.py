@@ -34,6 +34,7 @@ class Register:
 @dataclass(frozen=True)
 class Immediate:
     value: int | float
+    bits: tuple[int, int] | None = None  # those of 0f3F800000 and 0d3FF0000000000000, and how many
 
 
 @dataclass(frozen=True)
@@ -140,15 +141,15 @@ def split(text: str) -> list[str]:
     return [part for part in parts if part]
 
 
-def immediate(text: str) -> int | float | None:
+def immediate(text: str) -> Immediate | None:
     if re.fullmatch(r"0[fF][0-9a-fA-F]{8}", text):
-        return struct.unpack(">f", bytes.fromhex(text[2:]))[0]
+        return Immediate(struct.unpack(">f", bytes.fromhex(text[2:]))[0], (int(text[2:], 16), 32))
     if re.fullmatch(r"0[dD][0-9a-fA-F]{16}", text):
-        return struct.unpack(">d", bytes.fromhex(text[2:]))[0]
+        return Immediate(struct.unpack(">d", bytes.fromhex(text[2:]))[0], (int(text[2:], 16), 64))
     if re.fullmatch(r"[-+]?(0[xX][0-9a-fA-F]+|0|[1-9]\d*)U?", text):
-        return int(text.rstrip("U"), 0)
+        return Immediate(int(text.rstrip("U"), 0))
     if re.fullmatch(r"[-+]?\d+\.\d*([eE][-+]?\d+)?", text):
-        return float(text)
+        return Immediate(float(text))
     return None
 
 
@@ -175,6 +176,7 @@ def variable(text: str) -> Variable:
         parsed = [immediate(value.strip()) for value in re.sub(r"[{}]", "", values).split(",")]
         if None in parsed:
             raise PtxError(f"an initialiser that is no number: {text}")
+        parsed = [number.value for number in parsed]
         dtype = np.dtype(f"f{unit}") if kind[0] == "f" else np.dtype(f"u{unit}")
         wrapped = parsed if kind[0] == "f" else [int(value) & ((1 << 8 * unit) - 1) for value in parsed]
         initial = np.array(wrapped, dtype).tobytes()
@@ -258,9 +260,8 @@ class Body:
             return Negated(inner(text[1:].strip()))
         if "|" in text:
             return Pair(*(inner(part.strip()) for part in text.split("|")))
-        value = immediate(text)
-        if value is not None:
-            return Immediate(value)
+        if constant := immediate(text):
+            return constant
         if match := re.fullmatch(r"(\[?)\s*([%\w$.]+)\s*(?:([+-])\s*(-?\w+))?\s*(\]?)", text):
             offset = int(match[4] or "0", 0) * (-1 if match[3] == "-" else 1)
             if match[2] in names and (match[1] == "[") == (match[5] == "]"):

@@ -15,7 +15,7 @@ CODE = (1 << 21) - 1
 OF_WARP = 1 << 19  # several lanes of one warp: OF_WARP + the warp
 SEVERAL = CODE  # lanes of several warps
 UNWRITTEN, WRITTEN, PENDING = 0, 1, 2
-GAP = 128  # bytes of nobody between two arrays
+GAP = 1024  # bytes of nobody between two arrays
 
 
 def first(found: np.ndarray) -> int:
