@@ -63,7 +63,7 @@ class Machine:
         self.all = np.arange(self.lanes)
         thread = self.all % self.per_block
         self.live = thread < threads
-        memory.block = (np.asarray(blocks) + 1)[self.all // self.per_block].astype(np.int32)
+        self.memory.block = (np.asarray(blocks) + 1)[self.all // self.per_block].astype(np.int32)
         self.executed = 0  # instructions times lanes, those whose guard is false included
         self.steps = 0
 
@@ -142,10 +142,7 @@ class Machine:
             self.executed += len(index)
             if len(active):
                 if step.control == "":
-                    try:
-                        step.run(frame, active_lanes)
-                    except Fault as fault:
-                        raise step.instruction.error(f"{fault} by {self.who(fault.lane)}") from None
+                    self.compute(frame, step, active_lanes)
                 elif step.control == "branch" and rest is None:
                     self.count_step(step)
                     counter = step.instruction.target
@@ -199,11 +196,14 @@ class Machine:
             self.params.copy(active, source, target)
         return active
 
-    def collective(self, frame: Frame, step: Step, active: np.ndarray) -> None:
+    def compute(self, frame: Frame, step: Step, lanes) -> None:
         try:
-            step.run(frame, slice(None) if len(active) == self.lanes else active)
+            step.run(frame, lanes)
         except Fault as fault:
             raise step.instruction.error(f"{fault} by {self.who(fault.lane)}") from None
+
+    def collective(self, frame: Frame, step: Step, active: np.ndarray) -> None:
+        self.compute(frame, step, slice(None) if len(active) == self.lanes else active)
 
     def ready(self, frame: Frame, step: Step, active: np.ndarray) -> np.ndarray:
         """Which lanes have all of their mask's live lanes beside them."""

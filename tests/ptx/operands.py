@@ -23,10 +23,6 @@ def integer_type(kind: str) -> np.dtype:
     return (SIGNED if kind[0] == "s" else UNSIGNED)[bits(kind)]
 
 
-def address_of(frame, base) -> int:
-    return frame.places[base]
-
-
 def raw(operand, width: int, instruction: Instruction) -> Reader:
     """Reads bits: unsigned integers of `width`, taken from the low end of a wider register."""
     if width == 1:
@@ -81,7 +77,7 @@ def predicate(operand, instruction: Instruction) -> Reader:
 
 
 def number(operand, kind: str, instruction: Instruction) -> Reader:
-    """Reads floating-point values as floats.load gives them; packed pairs with a last axis of 2."""
+    """Reads floating-point values as floats.LOAD gives them; packed pairs with a last axis of 2."""
     if isinstance(operand, Immediate) and isinstance(operand.value, float) and not operand.bits:
         constant = np.array([operand.value], floats.working_type(kind))
         return lambda frame, lanes: constant

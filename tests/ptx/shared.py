@@ -3,8 +3,8 @@
 The shadow state is kept per grain, the size of the kernel's narrowest access. For each grain stand the last write and
 the last read, as a stamp: time << 40 | line << 21 | code. Time counts the barriers; the code says which lane
 it was, or that it was several lanes of one warp, or of several warps. An earlier access is ordered before a lane's own
-if the lane passed a barrier since (or a bar.warp.sync, if the other lane is of its warp). Two lanes that store the
-same value to the same place do not race.
+if the lane passed a barrier since, or a bar.warp.sync if the other lane is of its warp, even where the mask left that
+one out. Two lanes that store the same value to the same place do not race.
 """
 
 import numpy as np

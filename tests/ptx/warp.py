@@ -164,7 +164,8 @@ def match(instruction, modifiers):
 def load_matrix(instruction, modifiers):
     """8x8 matrices of 16-bit elements; lane 8j + r gives the address of row r of matrix j.
 
-    Lane l gets elements (l / 4, 2 (l % 4)) and the next one of its row, with .trans of its column.
+    Lane l gets elements (l / 4, 2 (l % 4)) and the next one of its row, with .trans of its column. A row's read counts
+    as that of the lane which gives its address.
     """
     for name in ("sync", "aligned", "m8n8"):
         modifiers.first_of(name)
