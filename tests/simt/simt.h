@@ -1,6 +1,7 @@
 // CUDA's execution model on the host: what csrc/cuda/launch.h starts kernels with where nvcc does not compile them.
 #pragma once
 #include "machine.h"
+#include "recorder.h"
 
 namespace simt {
 
