@@ -110,7 +110,9 @@ def fold(tensors: list, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _packable(weight: torch.Tensor) -> bool:
-    return type(weight) is torch.nn.Parameter and weight.dim() == 4 and weight.numel() > 0 and _dense(weight)
+    # The fingerprint reads the CPU's memory; CUDA's kernels take weights as they are.
+    parameter = type(weight) is torch.nn.Parameter and weight.is_cpu
+    return parameter and weight.dim() == 4 and weight.numel() > 0 and _dense(weight)
 
 
 def _is_winograd(weight: torch.Tensor, shape: torch.Size, geometry: tuple, accuracy: int) -> bool:

@@ -27,7 +27,6 @@ FILES = (
     "test_subsample2d.py",
     "test_hostile.py",
     "test_hostile_pooling.py",
-    "test_hostile_transposed.py",
     "test_hostile_conv.py",
     "test_packed_weights.py",
 )

@@ -87,11 +87,3 @@ def bilinear(
     backward_input = Differentiable(input_op, save_input, grad_input, fold((0,), size=2))
     backward_weight = Differentiable(weight_op, save_weight, grad_weight, fold(()))
     return SimpleNamespace(op=op, raw=raw, backward_input=backward_input, backward_weight=backward_weight)
-
-
-def autocast_cast(*tensors):
-    """The tensors as torch's autocast would pass them to a convolution."""
-    if not torch.is_autocast_enabled("cpu"):
-        return tensors
-    dtype = torch.get_autocast_dtype("cpu")
-    return tuple(t.to(dtype) if t is not None and t.dtype != torch.float64 else t for t in tensors)

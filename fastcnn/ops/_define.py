@@ -1,6 +1,7 @@
 """Gives an op its gradient and its vmap rule on every road that reaches it, from one description."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -106,7 +107,7 @@ def memory_format(x: torch.Tensor) -> torch.memory_format:
 
 
 def autocast(namespace: str, name: str, op, first: int | None = None) -> None:
-    """Under autocast on the CPU, casts the op's floating-point tensors (float64 apart) to autocast's dtype.
+    """Under autocast, casts the op's floating-point tensors (float64 apart) to autocast's dtype.
 
     first: only those among so many first arguments; None means all.
     """
@@ -115,13 +116,14 @@ def autocast(namespace: str, name: str, op, first: int | None = None) -> None:
         lower = isinstance(t, torch.Tensor) and t.is_floating_point() and t.dtype != torch.float64
         return t.to(dtype) if lower else t
 
-    def run(*args):
-        dtype = torch.get_autocast_dtype("cpu")
-        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)):
+    def run(device, here, *args):
+        dtype = torch.get_autocast_dtype(device)
+        with torch._C._ExcludeDispatchKeyGuard(here):
             return op(*(cast(a, dtype) for a in args[:first]), *(args[first:] if first else ()))
 
     library = torch.library.Library(namespace, "FRAGMENT")
-    library.impl(name, run, "AutocastCPU")
+    for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+        library.impl(name, partial(run, device, torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))), key)
     _libraries.append(library)
 
 

@@ -48,13 +48,29 @@ def batched(function: str, x: torch.Tensor) -> torch.Tensor:
     return x.unsqueeze(0)
 
 
-def refuse(function: str, **tensors) -> None:
-    """Says what is wrong with tensors that do not all lie on the CPU beside input."""
+def together(x: torch.Tensor, *tensors: torch.Tensor | None) -> bool:
+    """Whether those that are there are tensors on x's device."""
+    if x.is_cpu:
+        return all(t is None or getattr(t, "is_cpu", False) for t in tensors)
+    return all(t is None or getattr(t, "device", None) == x.device for t in tensors)
+
+
+def refuse(function: str, input: torch.Tensor, **tensors) -> None:
+    """Says what is wrong with tensors that do not all lie beside input."""
     for name, t in tensors.items():
         if not isinstance(t, torch.Tensor) and (t is not None or name == "weight"):
             raise TypeError(f"{function}: expected {name} to be a Tensor, but got {type(t).__name__}")
     devices = ", ".join(f"{name} on {t.device}" for name, t in tensors.items() if t is not None)
-    raise RuntimeError(f"{function}: expected all tensors on one device, but got input on cpu, {devices}")
+    raise RuntimeError(f"{function}: expected all tensors on one device, but got input on {input.device}, {devices}")
+
+
+def autocast_cast(x: torch.Tensor, *tensors: torch.Tensor | None) -> tuple:
+    """x and the tensors as torch's autocast would pass them to a convolution."""
+    device = "cpu" if x.is_cpu else x.device.type
+    if not torch.is_autocast_enabled(device):
+        return x, *tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(t.to(dtype) if t is not None and t.dtype != torch.float64 else t for t in (x, *tensors))
 
 
 def tracing() -> bool:
@@ -66,7 +82,7 @@ def log(name: str, *tensors) -> None:
     """FASTCNN_VERBOSE: one line per dispatched kernel."""
     if config.verbose and not torch.compiler.is_compiling():
         shapes = ", ".join(f"{t.dtype} {tuple(t.shape)}".removeprefix("torch.") for t in tensors)
-        logger.info("%s(%s) on %s", name, shapes, _library.cpu_capability())
+        logger.info("%s(%s) on %s", name, shapes, _library.cpu_capability() if tensors[0].is_cpu else tensors[0].device)
 
 
 def dispatch(op, raw, needs_grad: bool, x, *args):

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 from .. import _library, _packed
 from .._config import ACCURACIES, config
 from ._define import Differentiable, autocast, fold, memory_format, register, register_fake
-from ._face import batched, dispatch, log, native, pair, refuse, tracing
+from ._face import autocast_cast, batched, dispatch, log, native, pair, refuse, together, tracing
 
 
 def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
@@ -200,22 +200,14 @@ def conv2d(
         y = torch.nn.functional.conv2d(input, weight, bias, stride, padding, dilation, groups)
         y = y if residual is None else y + residual
         return y.relu() if activation else y
-    if not (
-        getattr(weight, "is_cpu", False)
-        and (bias is None or getattr(bias, "is_cpu", False))
-        and (residual is None or getattr(residual, "is_cpu", False))
-    ):
-        refuse("conv2d", weight=weight, bias=bias, residual=residual)
+    if weight is None or not together(input, weight, bias, residual):
+        refuse("conv2d", input, weight=weight, bias=bias, residual=residual)
     if weight.dim() != 4:
         raise RuntimeError(
             f"conv2d: Expected {weight.dim()}-dimensional input for {weight.dim()}-dimensional weight "
             f"{list(weight.shape)}: expected 4D weight (O, C/groups, KH, KW)"
         )
-    if torch.is_autocast_enabled("cpu"):
-        dtype = torch.get_autocast_dtype("cpu")
-        input, weight, bias, residual = (
-            t.to(dtype) if t is not None and t.dtype != torch.float64 else t for t in (input, weight, bias, residual)
-        )
+    input, weight, bias, residual = autocast_cast(input, weight, bias, residual)
     x = input if input.dim() == 4 else batched("conv2d", input)
     dilation = pair("conv2d", "dilation", dilation)
     stride = pair("conv2d", "stride", stride)
@@ -270,7 +262,8 @@ def conv2d_padded(input, weight, bias, stride, padding, dilation, groups, mode):
         input.is_floating_point() and input.dim() == 4 and not (has_torch_function((input, weight, bias)) or tracing())
     )
     needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, weight, bias))
-    if not plain or needs_grad or not native(input, "conv2d") or not weight.is_cpu or torch.is_autocast_enabled("cpu"):
+    on_cpu = input.is_cpu and weight.is_cpu and native(input, "conv2d")
+    if not plain or needs_grad or not on_cpu or torch.is_autocast_enabled("cpu"):
         (ph, pw) = padding
         padded = torch.nn.functional.pad(input, (pw, pw, ph, ph), mode=mode)
         if input.dim() == 4:  # torch's circular padding forgets channels_last

@@ -10,7 +10,7 @@ from .. import _packed
 from .._config import config
 from . import conv2d as convolution
 from ._define import Differentiable, autocast, loop, memory_format, register, register_fake
-from ._face import batched, dispatch, log, native, pair, refuse, tracing
+from ._face import autocast_cast, batched, dispatch, log, native, pair, refuse, together, tracing
 
 
 def define(namespace: str) -> SimpleNamespace:
@@ -182,13 +182,9 @@ def conv2d_bn_relu(
         weight=weight, bias=bias, running_mean=running_mean, running_var=running_var, bn_weight=bn_weight,
         bn_bias=bn_bias, residual=residual,
     )  # fmt: skip
-    if not all((t is None and name != "weight") or getattr(t, "is_cpu", False) for name, t in others.items()):
-        refuse("conv2d_bn_relu", **others)
-    if torch.is_autocast_enabled("cpu"):
-        dtype = torch.get_autocast_dtype("cpu")
-        input, weight, bias, residual = (
-            t.to(dtype) if t is not None and t.dtype != torch.float64 else t for t in (input, weight, bias, residual)
-        )
+    if weight is None or not together(input, *others.values()):
+        refuse("conv2d_bn_relu", input, **others)
+    input, weight, bias, residual = autocast_cast(input, weight, bias, residual)
     x = batched("conv2d_bn_relu", input)
     stride, dilation = pair("conv2d_bn_relu", "stride", stride), pair("conv2d_bn_relu", "dilation", dilation)
     if isinstance(padding, str):

@@ -8,9 +8,8 @@ from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from . import conv2d
-from ._bilinear import autocast_cast
 from ._define import Differentiable, autocast, fold, memory_format, register, register_fake
-from ._face import batched, dispatch, native, pair, refuse
+from ._face import autocast_cast, batched, dispatch, native, pair, refuse, together
 
 
 def output_size(size: int, kernel: int, stride: int, padding: int, output_padding: int, dilation: int) -> int:
@@ -120,8 +119,8 @@ def conv_transpose2d(input, weight, bias=None, stride=1, padding=0, output_paddi
         return torch.nn.functional.conv_transpose2d(
             input, weight, bias, stride, padding, output_padding, groups, dilation
         )
-    if not (getattr(weight, "is_cpu", False) and (bias is None or getattr(bias, "is_cpu", False))):
-        refuse("conv_transpose2d", weight=weight, bias=bias)
+    if weight is None or not together(input, weight, bias):
+        refuse("conv_transpose2d", input, weight=weight, bias=bias)
     input, weight, bias = autocast_cast(input, weight, bias)
     x = batched("conv_transpose2d", input)
     arguments = {"stride": stride, "padding": padding, "output_padding": output_padding, "dilation": dilation}

@@ -6,7 +6,7 @@ import torch
 from torch.overrides import handle_torch_function, has_torch_function
 
 from ._define import Differentiable, fold, memory_format, register, register_fake
-from ._face import batched, dispatch, native, pair
+from ._face import batched, dispatch, native, pair, refuse, together
 
 
 def define(namespace: str) -> SimpleNamespace:
@@ -92,6 +92,8 @@ def max_unpool2d(input, indices, kernel_size, stride=None, padding=0, output_siz
     size = unpooled_size(input, kernel, strides, pair("max_unpool2d", "padding", padding), output_size)
     if not native(input, "max_unpool2d"):
         return stock(input, indices, kernel, strides, padding, size, overlap)
+    if not together(input, indices):
+        refuse("max_unpool2d", input, indices=indices)
     if indices.dtype != torch.int64:
         raise RuntimeError(f"elements in indices should be type int64 but got: {indices.dtype}")
     if 0 in input.shape[-3:]:

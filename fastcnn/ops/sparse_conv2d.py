@@ -7,9 +7,9 @@ import torch
 from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils.flop_counter import register_flop_formula
 
-from ._bilinear import autocast_cast, bilinear
+from ._bilinear import bilinear
 from ._define import register
-from ._face import batched, dispatch, native, pair
+from ._face import autocast_cast, batched, dispatch, native, pair, refuse, together
 
 
 def define(namespace: str) -> SimpleNamespace:
@@ -94,6 +94,8 @@ def sparse_conv2d(input, weight, bias, table, stride=1, padding=0):
         x = batched("sparse_conv2d", input)
         y = torch.nn.functional.conv2d(x, dense_weight(weight, counts, indices, x.shape[1]), bias, stride, padding)
         return y if x is input else y.squeeze(0)
+    if weight is None or not together(input, weight, bias):
+        refuse("sparse_conv2d", input, weight=weight, bias=bias)
     input, weight, bias = autocast_cast(input, weight, bias)
     x = batched("sparse_conv2d", input)
     needs_grad = any(t is not None and t.requires_grad for t in (x, weight, bias))

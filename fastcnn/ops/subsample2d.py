@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import torch
 from torch.overrides import handle_torch_function, has_torch_function
 
-from ._bilinear import autocast_cast, bilinear
+from ._bilinear import bilinear
 from ._define import register
-from ._face import batched, dispatch, native, pair
+from ._face import autocast_cast, batched, dispatch, native, pair, refuse, together
 
 
 def define(namespace: str) -> SimpleNamespace:
@@ -54,6 +54,8 @@ def subsample2d(input, weight, bias=None, kernel_size=2, stride=None, *, reduce=
     stride = kernel if stride is None else pair("subsample2d", "stride", stride)
     if not native(input, "subsample2d"):
         return stock(input, weight, bias, kernel, stride, reduce)
+    if weight is None or not together(input, weight, bias):
+        refuse("subsample2d", input, weight=weight, bias=bias)
     input, weight, bias = autocast_cast(input, weight, bias)
     x = batched("subsample2d", input)
     scale = 1.0 if reduce == "sum" else 1.0 / (kernel[0] * kernel[1])

@@ -80,6 +80,7 @@ def optional(draw: Draw, *sizes):
 
 
 area = lambda *sizes: math.prod(sizes)
+in_tiles = lambda k, s, d: (k, s, d) == ((3, 3), (1, 1), (1, 1))
 
 
 @op
@@ -100,7 +101,8 @@ def conv2d_(draw: Draw) -> Call:
         ((n, inputs * groups, *size), (o, inputs, *k), *more),
         (inputs * area(*k), per_group * area(*k), n * area(*out), *[n * area(*out)] * len(more)),
         gradients=not relu,  # on either side of zero they differ by all of it
-        same_bits=(k, s, d) != ((3, 3), (1, 1), (1, 1)),  # a packed weight repays Winograd's algorithm sooner
+        same_bits=not in_tiles(k, s, d),  # a packed weight repays Winograd's algorithm sooner
+        tiles=in_tiles(k, s, d),
     )
 
 
@@ -173,6 +175,7 @@ def conv2d_bn_relu_(draw: Draw) -> Call:
             tuple(t + n * area(*out) for t in terms),  # each needs the channel's mean and variance
             lambda x, w, *rest: normalized_magnitude(x, w, *fill(rest), geometry),
             gradients=not relu,
+            tiles=in_tiles(k, s, d),
         )
 
     def statistics(mean, v):
@@ -203,6 +206,7 @@ def conv2d_bn_relu_(draw: Draw) -> Call:
         magnitude,
         gradients=not relu,
         same_bits=False,  # without gradients the folded weight is as wide as the accumulator
+        tiles=in_tiles(k, s, d),
     )
 
 
