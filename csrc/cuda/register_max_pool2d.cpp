@@ -66,6 +66,7 @@ Tensor gather(const Tensor& input, const Tensor& argmax, const Ints& kernel, con
   check_pool_input(kOp, input);
   set_geometry(kOp, m, sizes(input), pool_geometry(kOp, kernel, stride, padding, dilation), ceil_mode);
   check_argmax(kOp, m, argmax);
+  check_beside(kOp, "argmax", input, argmax);
   const MemoryFormat format = format_of(argmax);
   const Tensor x = torch::stable::contiguous(input, format), at = torch::stable::contiguous(argmax, format);
   Tensor y = empty({m.n, m.c, m.oh, m.ow}, x, format);
