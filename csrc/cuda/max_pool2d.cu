@@ -1,6 +1,7 @@
 #include "cuda/device.cuh"
 #include "cuda/map_tile.cuh"
 #include "cuda/max_pool2d.cuh"
+#include "cuda/windows.cuh"
 
 namespace fastcnn::cuda {
 namespace {
@@ -58,13 +59,6 @@ __global__ void __launch_bounds__(kPoolThreads) max_pool2d_kernel(Params p, MapT
     store(reinterpret_cast<Vec<T, V>*>(static_cast<T*>(p.y) + out), y);
     if (p.argmax) store(reinterpret_cast<Vec<Index, V>*>(static_cast<Index*>(p.argmax) + out), at);
   }
-}
-
-// The first window that holds position i, and one behind the last: those q with q*s - pad <= i < q*s - pad + span.
-__device__ inline void covering(int i, int out, int span, const Divisor& s, int pad, int& begin, int& end) {
-  const int last = int(s.divide(i + pad)), first = i + pad - span;  // first < 0: from the first window on
-  begin = first < 0 ? 0 : int(s.divide(first)) + 1;
-  end = last < out ? last + 1 : out;
 }
 
 // One input of V channels a thread adds up the gradients of the windows whose maximum it is, in raster order: no two
