@@ -17,11 +17,14 @@ struct Params {
   double divisor;    // 0: that of the windows
 };
 
+constexpr int kWarpBits = 5, kPoolBits = 8;
+static_assert(1 << kWarpBits == kWarp && 1 << kPoolBits == kPoolThreads);
+
 struct Span {
   int begin, end;
 };
 
-// 1 / the number of values that window (row, column) counts, or that number.
+// The number of values that window (row, column) counts, or that which stands for it.
 template <class A>
 __device__ __forceinline__ A divisor_of(const Params& p, int row, int column) {
   return p.divisor != 0 ? A(p.divisor) : A(divisor_of(p.rows, row)) * A(divisor_of(p.columns, column));
@@ -90,21 +93,23 @@ __global__ void __launch_bounds__(kPoolThreads, 4) avg_pool2d_kernel(Params p, M
   }
 }
 
-// How threads share out a large window, `columns` of them along each of its rows.
+// How 2^thread_bits threads share out a large window, 2^column_bits of them along each of its rows.
 struct Sharing {
-  int threads, columns;  // powers of two
+  int thread_bits, column_bits;
+  __host__ __device__ int threads() const { return 1 << thread_bits; }
   __device__ Share of(int i, int step) const {
-    return {i / columns, threads / columns, i % columns * step, columns * step};
+    const int columns = 1 << column_bits;
+    return {i >> column_bits, threads() >> column_bits, (i & (columns - 1)) * step, columns * step};
   }
 };
 
 // NCHW, large windows: `threads` neighbouring lanes an output, which read the V neighbours of a row that a load gives.
 template <class T, int V, bool kBackward>
-__global__ void __launch_bounds__(kPoolThreads)
+__global__ void __launch_bounds__(kPoolThreads, 4)
     avg_pool2d_lanes_kernel(Params p, Sharing s, uint32_t outputs, Divisor by_rows, Divisor by_columns) {
   using A = Acc<T>;
-  const uint32_t output = (int64_t(blockIdx.x) * kPoolThreads + threadIdx.x) / s.threads;
-  const int lane = threadIdx.x % s.threads;
+  const uint32_t output = (int64_t(blockIdx.x) * kPoolThreads + threadIdx.x) >> s.thread_bits;
+  const int lane = threadIdx.x & (s.threads() - 1);
   uint32_t row = 0, column = 0;
   const int64_t plane = by_rows.divide(by_columns.divide(output, column), row);
   A sum[V] = {}, total[1] = {};
@@ -117,18 +122,18 @@ __global__ void __launch_bounds__(kPoolThreads)
   }
 #pragma unroll
   for (int v = 0; v < V; ++v) total[0] += sum[v];
-  total[0] = sum_lanes(total[0], s.threads);
+  total[0] = sum_lanes(total[0], s.threads());
   if (output < outputs && lane == 0) finish<T, 1, kBackward>(p, row, column, total, output);
 }
 
 // NHWC, large windows: a block an output of `lanes` times V channels, whose rows of threads share out the window.
 template <class T, int V, bool kBackward>
-__global__ void __launch_bounds__(kPoolThreads)
+__global__ void __launch_bounds__(kPoolThreads, 4)
     avg_pool2d_block_kernel(Params p, Sharing s, int64_t channels, Divisor by_rows, Divisor by_columns,
                             Divisor by_chunks) {
   using A = Acc<T>;
   FASTCNN_SHARED(A, memory);
-  const int lanes = kPoolThreads / s.threads, lane = threadIdx.x % lanes;
+  const int lanes = kPoolThreads >> s.thread_bits, lane = threadIdx.x & (lanes - 1);
   uint32_t chunk, row, column;
   const int64_t image = by_rows.divide(by_columns.divide(by_chunks.divide(blockIdx.x, chunk), column), row);
   const int64_t c = (int64_t(chunk) * lanes + lane) * V;
@@ -138,17 +143,18 @@ __global__ void __launch_bounds__(kPoolThreads)
     window_of<kBackward>(p.rows, row, rows.begin, rows.end);
     window_of<kBackward>(p.columns, column, columns.begin, columns.end);
     const auto at = [&](int h, int w) { return ((image * p.h + h) * p.w + w) * channels + c; };
-    add_window<T, V, kBackward>(p, rows, columns, s.of(threadIdx.x / lanes, 1), at, sum);
+    add_window<T, V, kBackward>(p, rows, columns, s.of(threadIdx.x >> (kPoolBits - s.thread_bits), 1), at, sum);
   }
-  sum_rows(memory, s.threads, lanes, sum);
+  sum_rows(memory, s.threads(), lanes, sum);
   if (c < channels && threadIdx.x < unsigned(lanes))
     finish<T, V, kBackward>(p, row, column, sum, ((image * p.oh + row) * p.ow + column) * channels + c);
 }
 
-int64_t power_below(int64_t n, int64_t most) {
-  int64_t power = 1;
-  while (power * 2 <= n && power < most) power *= 2;
-  return power;
+// Of the largest power of two that is at most n and 2^most.
+int bits(int64_t n, int most) {
+  int b = 0;
+  while (b < most && int64_t{2} << b <= n) ++b;
+  return b;
 }
 
 struct Run {
@@ -170,26 +176,22 @@ struct Run {
     return launch<avg_pool2d_kernel<T, V, 0, kBackward>>(l, p, tile);
   }
 
-  Sharing sharing(int64_t most, int64_t step) const {
-    const int64_t columns = power_below(reads_w / step, most);
-    return {int(columns * power_below(reads_h, most / columns)), int(columns)};
-  }
-
   template <class T, int V, bool kBackward>
   const char* lanes_an_output(int64_t outputs) const {
-    const Sharing s = sharing(kWarp, V);
-    const int64_t blocks = (outputs * s.threads + kPoolThreads - 1) / kPoolThreads;
+    const int columns = bits(reads_w / V, kWarpBits), rows = bits(reads_h, kWarpBits - columns);
+    const Sharing s{columns + rows, columns};
+    const int64_t blocks = (outputs * s.threads() + kPoolThreads - 1) / kPoolThreads;
     const Launch l{dim3(unsigned(blocks)), dim3(kPoolThreads), 0, stream};
     return launch<avg_pool2d_lanes_kernel<T, V, kBackward>>(l, p, s, uint32_t(outputs), Divisor(p.oh), Divisor(p.ow));
   }
 
   template <class T, int V, bool kBackward>
-  const char* block_an_output(int64_t lanes, int64_t chunks) const {
-    const int64_t threads = kPoolThreads / lanes, columns = power_below(reads_w, threads);
+  const char* block_an_output(int lane_bits, int64_t chunks) const {
+    const int thread_bits = kPoolBits - lane_bits;
     const Launch l{dim3(unsigned(n * p.oh * p.ow * chunks)), dim3(kPoolThreads),
                    size_t(kPoolThreads * V * sizeof(Acc<T>)), stream};
-    return launch<avg_pool2d_block_kernel<T, V, kBackward>>(l, p, Sharing{int(threads), int(columns)}, c, Divisor(p.oh),
-                                                            Divisor(p.ow), Divisor(chunks));
+    return launch<avg_pool2d_block_kernel<T, V, kBackward>>(l, p, Sharing{thread_bits, bits(reads_w, thread_bits)}, c,
+                                                            Divisor(p.oh), Divisor(p.ow), Divisor(chunks));
   }
 
   template <class T, bool kBackward>
@@ -198,11 +200,12 @@ struct Run {
     const bool aligned_16 = aligned(p.x, 16) && aligned(p.y, 16), large = reads_h * reads_w >= kPoolLargeWindow;
     if (nhwc) {
       const bool vectors = aligned_16 && c % V == 0;
-      const int64_t groups = vectors ? c / V : c, lanes = power_below(2 * groups - 1, kWarp);  // from groups on
-      const int64_t chunks = (groups + lanes - 1) / lanes;
+      const int64_t last = (vectors ? c / V : c) - 1;
+      const int lane_bits = bits(2 * last + 1, kWarpBits);  // as many lanes as there are groups, rounded up
+      const int64_t chunks = (last >> lane_bits) + 1;
       if (large && n * p.oh * p.ow * chunks <= kMostBlocks)
-        return vectors ? block_an_output<T, V, kBackward>(lanes, chunks)
-                       : block_an_output<T, 1, kBackward>(lanes, chunks);
+        return vectors ? block_an_output<T, V, kBackward>(lane_bits, chunks)
+                       : block_an_output<T, 1, kBackward>(lane_bits, chunks);
       return vectors ? thread_an_output<T, V, kBackward>() : thread_an_output<T, 1, kBackward>();
     }
     const int64_t outputs = n * c * p.oh * p.ow;

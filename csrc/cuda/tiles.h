@@ -19,6 +19,10 @@ constexpr int kPoolThreads = 256, kPoolLanes = 8, kPoolElements = 2048;
 // memory's latency allows, and global pooling has too few outputs to hide that.
 constexpr int64_t kPoolLargeWindow = 32;
 
+// Max unpooling. A warp holds so many bytes of its planes in shared memory: 8 warps take 48 KiB, and four such blocks
+// keep 32 warps of a processor waiting for memory. kUnpoolChunk: indices whose range is noted together.
+constexpr int kUnpoolWarps = 8, kUnpoolBytes = 6 << 10, kUnpoolChunk = 32;
+
 constexpr int64_t kMostBlocks = (int64_t{1} << 31) - 1;  // of a grid
 
 inline bool aligned(const void* p, int bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
