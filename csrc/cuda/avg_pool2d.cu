@@ -17,8 +17,8 @@ struct Params {
   double divisor;    // 0: that of the windows
 };
 
-constexpr int kWarpBits = 5, kPoolBits = 8;
-static_assert(1 << kWarpBits == kWarp && 1 << kPoolBits == kPoolThreads);
+constexpr int kPoolBits = 8;
+static_assert(1 << kPoolBits == kPoolThreads);
 
 struct Span {
   int begin, end;
@@ -150,13 +150,6 @@ __global__ void __launch_bounds__(kPoolThreads, 4)
     finish<T, V, kBackward>(p, row, column, sum, ((image * p.oh + row) * p.ow + column) * channels + c);
 }
 
-// Of the largest power of two that is at most n and 2^most.
-int bits(int64_t n, int most) {
-  int b = 0;
-  while (b < most && int64_t{2} << b <= n) ++b;
-  return b;
-}
-
 struct Run {
   Params p;
   int64_t n, c;
@@ -178,7 +171,7 @@ struct Run {
 
   template <class T, int V, bool kBackward>
   const char* lanes_an_output(int64_t outputs) const {
-    const int columns = bits(reads_w / V, kWarpBits), rows = bits(reads_h, kWarpBits - columns);
+    const int columns = log2_floor(reads_w / V, kWarpBits), rows = log2_floor(reads_h, kWarpBits - columns);
     const Sharing s{columns + rows, columns};
     const int64_t blocks = (outputs * s.threads() + kPoolThreads - 1) / kPoolThreads;
     const Launch l{dim3(unsigned(blocks)), dim3(kPoolThreads), 0, stream};
@@ -190,8 +183,8 @@ struct Run {
     const int thread_bits = kPoolBits - lane_bits;
     const Launch l{dim3(unsigned(n * p.oh * p.ow * chunks)), dim3(kPoolThreads),
                    size_t(kPoolThreads * V * sizeof(Acc<T>)), stream};
-    return launch<avg_pool2d_block_kernel<T, V, kBackward>>(l, p, Sharing{thread_bits, bits(reads_w, thread_bits)}, c,
-                                                            Divisor(p.oh), Divisor(p.ow), Divisor(chunks));
+    return launch<avg_pool2d_block_kernel<T, V, kBackward>>(
+        l, p, Sharing{thread_bits, log2_floor(reads_w, thread_bits)}, c, Divisor(p.oh), Divisor(p.ow), Divisor(chunks));
   }
 
   template <class T, bool kBackward>
@@ -201,7 +194,7 @@ struct Run {
     if (nhwc) {
       const bool vectors = aligned_16 && c % V == 0;
       const int64_t last = (vectors ? c / V : c) - 1;
-      const int lane_bits = bits(2 * last + 1, kWarpBits);  // as many lanes as there are groups, rounded up
+      const int lane_bits = log2_floor(2 * last + 1, kWarpBits);  // as many lanes as there are groups, rounded up
       const int64_t chunks = (last >> lane_bits) + 1;
       if (large && n * p.oh * p.ow * chunks <= kMostBlocks)
         return vectors ? block_an_output<T, V, kBackward>(lane_bits, chunks)

@@ -149,8 +149,6 @@ __global__ void __launch_bounds__(kPoolThreads) max_unpool2d_gather_kernel(Param
   }
 }
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // How the work is cut, from sizes alone.
 struct Cut {
   int64_t slabs, part, parts, chunks;
