@@ -45,16 +45,16 @@ struct Grid {
   }
 };
 
-// A tile's operands in shared memory, rows apart by an odd number of elements, so that the rows that a warp reads lie
-// in different banks.
+// A tile's operands in shared memory. Rows lie two banks on from each other, so that what a warp reads, 16 rows of one
+// k, and what it writes, 16 rows of two, lie in different banks.
 template <class A>
 struct Operands {
-  A a[kLocalTile][kLocalDepth + 1], b[kLocalTile][kLocalDepth + 1];
+  A a[kLocalTile][kLocalDepth + 2], b[kLocalTile][kLocalDepth + 2];
 };
 
 // Fills rows by depth, f(row, k) each; neighbouring threads take neighbours of depth, or of rows.
 template <bool kAlongDepth, class A, class F>
-__device__ __forceinline__ void fill(A (&tile)[kLocalTile][kLocalDepth + 1], const F& f) {
+__device__ __forceinline__ void fill(A (&tile)[kLocalTile][kLocalDepth + 2], const F& f) {
 #pragma unroll
   for (int e = 0; e < kLocalTile * kLocalDepth / kLocalThreads; ++e) {
     const int i = threadIdx.x + e * kLocalThreads;

@@ -17,7 +17,8 @@ constexpr int kAffineThreads = 256, kAffineAhead = 4;
 
 // Pooling. A block's elements, of up to 16 bytes each: of AlexNet's 27x27 maps (NHWC, float) 9 rows of 32 channels,
 // whose 19 input rows of 55 pixels take 134 KB: within the first-level cache of an A100 or H100.
-constexpr int kPoolThreads = 256, kPoolLanes = 8, kPoolElements = 2048;
+// kPoolStacked: of small NCHW planes a block takes several, two elements a thread.
+constexpr int kPoolThreads = 256, kPoolLanes = 8, kPoolElements = 2048, kPoolStacked = 2 * kPoolThreads;
 // Positions of a window from which several threads share it: one thread's chain of loads would be as long as the
 // memory's latency allows, and global pooling has too few outputs to hide that.
 constexpr int64_t kPoolLargeWindow = 32;
