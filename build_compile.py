@@ -1,4 +1,4 @@
-"""How the extension is compiled: each kernel once per instruction set, in parallel, only what has changed."""
+"""How the extensions are compiled: each CPU kernel once per instruction set, in parallel, only what has changed."""
 
 import os
 import platform
@@ -10,9 +10,11 @@ from pathlib import Path
 
 from setuptools.command.build_ext import build_ext
 
+import build_cuda
 from build_backend import torch_root
 
 torch = torch_root()
+cuda = build_cuda.find(torch)
 GIB_PER_COMPILER = 1.5  # g++ at -O3 on the largest kernel source
 X86 = platform.machine() in ("x86_64", "AMD64")
 ISA = {
@@ -51,6 +53,10 @@ class Build(build_ext):
     def build_extension(self, ext):
         if torch is None:
             sys.exit("fastcnn: no torch to build on. Run: pip install torch")
+        self.compiler.compile = self.compile_stale
+        if ext.name.endswith("_C_cuda"):
+            return self.build_cuda(ext)
+        print(f"fastcnn: CUDA kernels {f'by {cuda.nvcc}' if cuda.nvcc else f'left out: {cuda.why}'}", flush=True)
         cxx = self.compiler.compiler_cxx[0]
         if shutil.which(cxx) is None:
             sys.exit(f"fastcnn: no C++ compiler ('{cxx}' not found). Install g++ 12+ or clang 16+, or set CXX.")
@@ -61,8 +67,17 @@ class Build(build_ext):
                     unit.parent.mkdir(parents=True, exist_ok=True)
                     unit.write_text(f'#include "{src.removeprefix("csrc/")}"\n')
                 ext.sources.append(str(unit))
-        self.compiler.compile = self.compile_stale
         super().build_extension(ext)
+
+    def build_cuda(self, ext):
+        """Links by nvcc, which knows where its runtime library is, and puts it inside."""
+        self.compiler.src_extensions.append(".cu")
+        objects = self.compiler.compile(ext.sources, self.build_temp, ext.define_macros, ext.include_dirs,
+                                        extra_postargs=ext.extra_compile_args)  # fmt: skip
+        library = self.get_ext_fullpath(ext.name)
+        Path(library).parent.mkdir(parents=True, exist_ok=True)
+        folders = [f"-L{folder}" for folder in ext.library_dirs]
+        self.spawn([cuda.nvcc, "-shared", *objects, *folders, *[f"-l{name}" for name in ext.libraries], "-o", library])
 
     def compile_stale(self, sources, output_dir=None, macros=None, include_dirs=None, debug=0, extra_preargs=None,
                       extra_postargs=None, depends=None):  # fmt: skip
@@ -75,22 +90,13 @@ class Build(build_ext):
         def compile(job):
             obj, src = job
             isa = Path(src).parent.name if "isa" in Path(src).parts else None
-            flags = [*ISA[isa], f"-DFASTCNN_ISA={isa}"] if isa else []
+            if src.endswith(".cu"):
+                command = [cuda.nvcc, *preprocess, *cuda.flags()]
+            else:
+                command = [*self.compiler.compiler_cxx, "-fPIC", *preprocess, *extra_postargs]
+                command += [*ISA[isa], f"-DFASTCNN_ISA={isa}"] if isa else []
             Path(obj).parent.mkdir(parents=True, exist_ok=True)
-            self.spawn(
-                [
-                    *self.compiler.compiler_cxx,
-                    "-fPIC",
-                    *preprocess,
-                    *extra_postargs,
-                    *flags,
-                    "-MMD",
-                    "-c",
-                    src,
-                    "-o",
-                    obj,
-                ]
-            )
+            self.spawn([*command, "-MMD", "-c", src, "-o", obj])
 
         with ThreadPoolExecutor(max_jobs()) as pool:
             list(pool.map(compile, [job for job in zip(objects, sources) if stale(job[0])]))

@@ -209,6 +209,7 @@ def test_module():
         nn.LRNMaxPool2d(4, alpha_mode="sum")
 
 
+@pytest.mark.cpu
 def test_explain():
     (row,) = fastcnn.explain(nn.LRNMaxPool2d(5), (1, 8, 9, 9)).rows
     assert row.op == "lrn_max_pool2d"

@@ -45,8 +45,9 @@ constexpr bool is_half<half_t> = true;
 
 namespace fastcnn::cuda {
 
+// By value: of a reference into memory, nvcc would copy byte by byte, as it knows no alignment.
 template <class To, class From>
-__device__ __forceinline__ To bit_cast(const From& from) {
+__device__ __forceinline__ To bit_cast(From from) {
   static_assert(sizeof(To) == sizeof(From));
   To to;
   __builtin_memcpy(&to, &from, sizeof to);
@@ -194,8 +195,8 @@ __device__ __forceinline__ float to_tf32(float x) {  // to nearest, ties away fr
   return __uint_as_float(bits);
 }
 
-// Fast float32 functions (error of about 2 units in the last place; subnormal results of exp2 are kept), exact-as-libm
-// ones for float64.
+// float32: one instruction each, of a relative error below 2^-21; log2's is absolute between 0.5 and 2. float64: as
+// libm.
 __device__ __forceinline__ float rsqrt(float x) {
   float y;
   asm("rsqrt.approx.f32 %0, %1;" : "=f"(y) : "f"(x));

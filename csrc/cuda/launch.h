@@ -60,6 +60,7 @@ const char* launch(const Launch& l, const Args&... args) {
 template <auto kKernel, class... Args>
 const char* launch(const Launch& l, const Args&... args) {
   if (is_empty(l)) return nullptr;
+  simt::record(__PRETTY_FUNCTION__, l.grid, l.block, l.shared, args...);
   return simt::run(l.grid, l.block, l.shared, [&] { kKernel(args...); });
 }
 

@@ -11,8 +11,8 @@ using Params = LocalResponseNormParams;
 // NCHW, a window of `before` + 1 + `after` channels known to the compiler: a thread walks down the channels of V
 // neighbouring pixels and keeps the window in registers, so that every value is read once. Neighbouring lanes take
 // neighbouring pixels. kAhead channels are requested at once: one request a thread would leave the memory idle.
-template <class T, int V, int kBefore, int kAfter>
-__global__ void __launch_bounds__(kNormThreads) normalize_walk(Params p, Divisor chunks) {
+template <class T, int V, int kBefore, int kAfter, class Power>
+__global__ void __launch_bounds__(kNormThreads) normalize_walk(Params p, Divisor chunks, Power power) {
   using A = Acc<T>;
   constexpr int kWindow = kBefore + 1 + kAfter;
   uint32_t chunk;
@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kNormThreads) normalize_walk(Params p, Divisor
         A sum = 0;
 #pragma unroll
         for (int j = 0; j < kWindow; ++j) sum += window[j][v] * window[j][v];
-        out.v[v] = from_acc<T>(over(window[kBefore][v], k + alpha * sum, p.beta));
+        out.v[v] = from_acc<T>(power.over(window[kBefore][v], k + alpha * sum));
       }
       if (c >= 0) store(reinterpret_cast<Vec<T, V>*>(y + c * p.inner), out);
     }
@@ -51,8 +51,8 @@ __global__ void __launch_bounds__(kNormThreads) normalize_walk(Params p, Divisor
 
 // The same walk backward. Channel j's s needs x up to j + kAfter, and channel c's sum the terms up to j = c + kBefore:
 // the output lags kBefore + kAfter channels behind the input.
-template <class T, int V, int kBefore, int kAfter>
-__global__ void __launch_bounds__(kNormThreads) normalize_walk_backward(Params p, Divisor chunks) {
+template <class T, int V, int kBefore, int kAfter, class Power>
+__global__ void __launch_bounds__(kNormThreads) normalize_walk_backward(Params p, Divisor chunks, Power power) {
   using A = Acc<T>;
   constexpr int kWindow = kBefore + 1 + kAfter;
   uint32_t chunk;
@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(kNormThreads) normalize_walk_backward(Params p
         A sum = 0, neighbours = 0;
 #pragma unroll
         for (int i = 0; i < kWindow; ++i) sum += xs[i][v] * xs[i][v];
-        const Terms<A> t = terms(gs[0][v], xs[kBefore][v], k + alpha * sum, p.beta);
+        const Terms<A> t = terms(gs[0][v], xs[kBefore][v], k + alpha * sum, power);
         const bool exists = j >= 0 && j < p.channels;
         own[kBefore][v] = exists ? t.own : A(0);
         shared[kWindow - 1][v] = exists ? t.shared : A(0);
@@ -157,8 +157,8 @@ __device__ void fetch(const Place& place, Acc<T>* x) {
   }
 }
 
-template <class T, int V>
-__global__ void __launch_bounds__(kNormThreads) normalize_tile(Params p, Tile t) {
+template <class T, int V, class Power>
+__global__ void __launch_bounds__(kNormThreads) normalize_tile(Params p, Tile t, Power power) {
   using A = Acc<T>;
   FASTCNN_SHARED(A, x);
   const Place place(p, t);
@@ -173,13 +173,13 @@ __global__ void __launch_bounds__(kNormThreads) normalize_tile(Params p, Tile t)
     Vec<T, V> out;
 #pragma unroll
     for (int v = 0; v < V; ++v)
-      out.v[v] = from_acc<T>(over(load_shared(x + e + v), scale(p, t, x, e + v, c + v * step), p.beta));
+      out.v[v] = from_acc<T>(power.over(load_shared(x + e + v), scale(p, t, x, e + v, c + v * step)));
     store(reinterpret_cast<Vec<T, V>*>(static_cast<T*>(p.out) + offset), out);
   }
 }
 
-template <class T, int V>
-__global__ void __launch_bounds__(kNormThreads) normalize_tile_backward(Params p, Tile t) {
+template <class T, int V, class Power>
+__global__ void __launch_bounds__(kNormThreads) normalize_tile_backward(Params p, Tile t, Power power) {
   using A = Acc<T>;
   FASTCNN_SHARED(A, x);  // then the terms: own, shared
   A* own = x + t.size;
@@ -196,7 +196,7 @@ __global__ void __launch_bounds__(kNormThreads) normalize_tile_backward(Params p
 #pragma unroll
     for (int v = 0; v < V; ++v) {
       const A s = scale(p, t, x, e + v, c + v * step);
-      const Terms<A> term = terms(to_acc(g.v[v]), load_shared(x + e + v), s, p.beta);
+      const Terms<A> term = terms(to_acc(g.v[v]), load_shared(x + e + v), s, power);
       store_shared(own + e + v, term.own);
       store_shared(shared + e + v, term.shared);
     }
@@ -223,21 +223,28 @@ __global__ void __launch_bounds__(kNormThreads) normalize_tile_backward(Params p
   }
 }
 
-// What the window of five channels takes in registers grows with V: 8 bytes of every tensor a thread.
-template <class T>
-const char* run_walk(const Params& p, bool backward, void* stream) {
-  constexpr int V = 8 / sizeof(T);
-  const auto walk = [&](auto vector) {
-    constexpr int kV = decltype(vector)::value;
-    const int64_t threads = p.outer * (p.inner / kV);
-    if (threads > kMostBlocks - kNormThreads) return "the tensor has too many pixels for one grid";
-    const Launch l{dim3(unsigned((threads + kNormThreads - 1) / kNormThreads)), dim3(kNormThreads), 0, stream};
-    const Divisor chunks(p.inner / kV);
-    return backward ? launch<normalize_walk_backward<T, kV, 2, 2>>(l, p, chunks)
-                    : launch<normalize_walk<T, kV, 2, 2>>(l, p, chunks);
-  };
-  const bool vectors = p.inner % V == 0 && aligned(p.x, 8) && aligned(p.out, 8) && (!backward || aligned(p.g, 8));
-  return vectors ? walk(std::integral_constant<int, V>{}) : walk(std::integral_constant<int, 1>{});
+template <class T, int V, bool kBackward>
+const char* run_walk(const Params& p, void* stream) {
+  const int64_t threads = p.outer * (p.inner / V);
+  if (threads > kMostBlocks - kNormThreads) return "the tensor has too many pixels for one grid";
+  const Launch l{dim3(unsigned((threads + kNormThreads - 1) / kNormThreads)), dim3(kNormThreads), 0, stream};
+  const Divisor chunks(p.inner / V);
+  return with_power<T>(p.beta, [&](auto power) {
+    using Power = decltype(power);
+    if constexpr (kBackward)
+      return launch<normalize_walk_backward<T, V, 2, 2, Power>>(l, p, chunks, power);
+    else
+      return launch<normalize_walk<T, V, 2, 2, Power>>(l, p, chunks, power);
+  });
+}
+
+// What the window takes in registers grows with V: 8 bytes of every tensor a thread, backward 4 (16 registers a value).
+template <class T, bool kBackward>
+const char* choose_walk(const Params& p, void* stream) {
+  constexpr int kBytes = kBackward ? 4 : 8, V = kBytes < sizeof(T) ? 1 : kBytes / sizeof(T);
+  const bool vectors =
+      p.inner % V == 0 && aligned(p.x, kBytes) && aligned(p.out, kBytes) && (!kBackward || aligned(p.g, kBytes));
+  return vectors ? run_walk<T, V, kBackward>(p, stream) : run_walk<T, 1, kBackward>(p, stream);
 }
 
 template <class T, int V>
@@ -259,7 +266,11 @@ const char* run_tile(const Params& p, bool backward, void* stream) {
   const int64_t blocks = (p.outer + t.rows - 1) / t.rows * t.by_chunks.d;
   if (blocks > kMostBlocks) return "the tensor has too many pixels for one grid";
   const Launch l{dim3(unsigned(blocks)), dim3(kNormThreads), size_t(t.size * arrays), stream};
-  return backward ? launch<normalize_tile_backward<T, V>>(l, p, t) : launch<normalize_tile<T, V>>(l, p, t);
+  return with_power<T>(p.beta, [&](auto power) {
+    using Power = decltype(power);
+    return backward ? launch<normalize_tile_backward<T, V, Power>>(l, p, t, power)
+                    : launch<normalize_tile<T, V, Power>>(l, p, t, power);
+  });
 }
 
 const char* run(const Params& p, bool backward, void* stream) {
@@ -270,7 +281,7 @@ const char* run(const Params& p, bool backward, void* stream) {
     const bool whole = (p.inner == 1 ? p.channels : p.inner) % V == 0;
     const bool vectors = whole && aligned(p.x, 16) && aligned(p.out, 16) && (!backward || aligned(p.g, 16));
     if (p.inner > 1 && p.before == 2 && p.after == 2)
-      error = run_walk<T>(p, backward, stream);
+      error = backward ? choose_walk<T, true>(p, stream) : choose_walk<T, false>(p, stream);
     else
       error = vectors ? run_tile<T, V>(p, backward, stream) : run_tile<T, 1>(p, backward, stream);
   });

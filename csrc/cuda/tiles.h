@@ -37,6 +37,11 @@ constexpr int kLocalTile = 16, kLocalDepth = 32, kLocalThreads = kLocalTile * kL
 // keep 32 warps of a processor waiting for memory. kUnpoolChunk: indices whose range is noted together.
 constexpr int kUnpoolWarps = 8, kUnpoolBytes = 6 << 10, kUnpoolChunk = 32;
 
+// Normalization with pooling: strips of rows are cut short of kLeastRows only to make some four blocks for each of an
+// H100's 132 processors, since a strip reads the rows again that it shares with the next.
+constexpr int kFusedThreads = 256, kLeastRows = 4;
+constexpr int64_t kEnoughBlocks = 528;
+
 constexpr int64_t kMostBlocks = (int64_t{1} << 31) - 1;  // of a grid
 
 // The exponent of the largest power of two up to n, but `most` at most.

@@ -100,9 +100,9 @@ def _thread_libraries() -> Finding:
 def _gpu() -> Finding:
     if torch.cuda.is_available():
         names = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-        if importlib.util.find_spec("fastcnn._C_cuda"):
+        if _library.cuda_ops:
             return Finding("GPU", "ok", names)
-        return Finding("GPU", "note", names, "this fastcnn has CPU kernels only; CUDA tensors run PyTorch's own")
+        return Finding("GPU", "note", names, f"CUDA tensors run PyTorch's own kernels: {_library.cuda_missing}")
     if Path("/dev/nvidiactl").exists():
         why = "torch is a CPU build" if torch.version.cuda is None else "torch finds no usable driver"
         return Finding("GPU", "note", f"present, but {why}", "see https://pytorch.org/get-started/locally")

@@ -11,10 +11,12 @@ from ._define import transforming
 FLOATING = frozenset((torch.float32, torch.float64, torch.float16, torch.bfloat16))
 
 
-def native(x: torch.Tensor) -> bool:
-    """Whether fastcnn's kernels compute on this tensor; if not, the stock PyTorch composition does."""
-    if config.disabled or not x.is_cpu or x.dtype not in FLOATING or x.layout is not torch.strided:
+def native(x: torch.Tensor, op: str) -> bool:
+    """Whether fastcnn has a kernel of this op for this tensor; if not, the stock PyTorch composition computes."""
+    if config.disabled or x.dtype not in FLOATING or x.layout is not torch.strided:
         return False
+    if not x.is_cpu:
+        return x.is_cuda and op in _library.cuda_ops
     if _library.load_error is not None:
         _library.require()
     return True

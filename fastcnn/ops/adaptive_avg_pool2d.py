@@ -39,7 +39,10 @@ def adaptive_avg_pool2d(input, output_size):
     """
     if has_torch_function_unary(input):
         return handle_torch_function(adaptive_avg_pool2d, (input,), input, output_size)
-    if not native(input) or input.dim() not in (3, 4):  # torch says what is wrong with other dimensions
+    if not native(input, "adaptive_avg_pool2d") or input.dim() not in (
+        3,
+        4,
+    ):  # torch says what is wrong with other dimensions
         return torch.nn.functional.adaptive_avg_pool2d(input, output_size)
     if isinstance(output_size, (int, torch.SymInt)):
         size = (output_size, output_size)

@@ -62,7 +62,7 @@ def avg_pool2d(
             count_include_pad,
             divisor_override,
         )
-    if not native(input) or input.dim() not in (3, 4):  # torch says what is wrong with other dimensions
+    if not native(input, "avg_pool2d") or input.dim() not in (3, 4):  # torch says what is wrong with other dimensions
         return torch.nn.functional.avg_pool2d(
             input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
         )

@@ -84,7 +84,7 @@ def batch_norm_relu(
         raise RuntimeError("batch_norm_relu: Expected running_mean and running_var to be defined when training=False")
     x = batched("batch_norm_relu", input)
     needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
-    if training or needs_grad or not native(input):
+    if training or needs_grad or not native(input, "batch_norm_relu"):
         y = torch.nn.functional.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
         y = y.relu() if activation else y
     else:

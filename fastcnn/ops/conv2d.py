@@ -196,7 +196,7 @@ def conv2d(
     level = config.accuracy if accuracy is None else accuracy
     if level not in ACCURACIES:
         raise ValueError(f"conv2d: expected accuracy to be one of {', '.join(ACCURACIES)}, but got {accuracy!r}")
-    if not native(input):
+    if not native(input, "conv2d"):
         y = torch.nn.functional.conv2d(input, weight, bias, stride, padding, dilation, groups)
         y = y if residual is None else y + residual
         return y.relu() if activation else y
@@ -270,7 +270,7 @@ def conv2d_padded(input, weight, bias, stride, padding, dilation, groups, mode):
         input.is_floating_point() and input.dim() == 4 and not (has_torch_function((input, weight, bias)) or tracing())
     )
     needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, weight, bias))
-    if not plain or needs_grad or not native(input) or not weight.is_cpu or torch.is_autocast_enabled("cpu"):
+    if not plain or needs_grad or not native(input, "conv2d") or not weight.is_cpu or torch.is_autocast_enabled("cpu"):
         (ph, pw) = padding
         padded = torch.nn.functional.pad(input, (pw, pw, ph, ph), mode=mode)
         if input.dim() == 4:  # torch's circular padding forgets channels_last

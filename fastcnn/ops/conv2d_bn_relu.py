@@ -173,7 +173,7 @@ def conv2d_bn_relu(
         raise ValueError(f"conv2d_bn_relu: expected activation to be None or 'relu', but got {activation!r}")
     if not training and (running_mean is None or running_var is None):
         raise RuntimeError("conv2d_bn_relu: Expected running_mean and running_var to be defined when training=False")
-    if not native(input):
+    if not native(input, "conv2d_bn_relu"):
         z = torch.nn.functional.conv2d(input, weight, bias, stride, padding, dilation, groups)
         y = torch.nn.functional.batch_norm(z, running_mean, running_var, bn_weight, bn_bias, training, momentum, eps)
         y = y if residual is None else y + residual

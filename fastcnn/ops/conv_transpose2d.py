@@ -116,7 +116,7 @@ def conv_transpose2d(input, weight, bias=None, stride=1, padding=0, output_paddi
             conv_transpose2d, (input, weight, bias), input, weight, bias, stride, padding, output_padding, groups,
             dilation,
         )  # fmt: skip
-    if not native(input):
+    if not native(input, "conv_transpose2d"):
         return torch.nn.functional.conv_transpose2d(
             input, weight, bias, stride, padding, output_padding, groups, dilation
         )

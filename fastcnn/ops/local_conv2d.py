@@ -72,7 +72,7 @@ def local_conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1):
     stride, padding, dilation = (
         pair("local_conv2d", name, v) for name, v in (("stride", stride), ("padding", padding), ("dilation", dilation))
     )
-    if not native(input):
+    if not native(input, "local_conv2d"):
         return stock(input, weight, bias, stride, padding, dilation)
     if not (getattr(weight, "is_cpu", False) and (bias is None or getattr(bias, "is_cpu", False))):
         refuse("local_conv2d", weight=weight, bias=bias)

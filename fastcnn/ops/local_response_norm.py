@@ -132,7 +132,7 @@ def local_response_norm(input, size, alpha=1e-4, beta=0.75, k=1.0, *, alpha_mode
             activation=activation,
         )
     check("local_response_norm", input, size, alpha_mode, groups, activation)
-    if not native(input):
+    if not native(input, "local_response_norm"):
         return stock(input, size, alpha, beta, k, alpha_mode, groups, activation)
     if alpha_mode == "mean":
         alpha = alpha / size

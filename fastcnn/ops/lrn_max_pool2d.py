@@ -119,7 +119,7 @@ def lrn_max_pool2d(
         )
     x = batched("lrn_max_pool2d", input)
     norm.check("lrn_max_pool2d", x, size, alpha_mode, groups, activation)
-    if not native(x):
+    if not native(x, "lrn_max_pool2d"):
         y = norm.stock(x, size, alpha, beta, k, alpha_mode, groups, activation)
         y = torch.nn.functional.max_pool2d(y, kernel_size, stride, padding, dilation, ceil_mode)
         return y if x is input else y.squeeze(0)

@@ -112,7 +112,7 @@ def max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode
         return handle_torch_function(
             max_pool2d, (input,), input, kernel_size, stride, padding, dilation, ceil_mode, return_indices
         )
-    if not native(input) or input.dim() not in (3, 4):  # torch says what is wrong with other dimensions
+    if not native(input, "max_pool2d") or input.dim() not in (3, 4):  # torch says what is wrong with other dimensions
         return torch.nn.functional.max_pool2d(
             input, kernel_size, stride, padding, dilation, ceil_mode=ceil_mode, return_indices=return_indices
         )
@@ -138,7 +138,7 @@ def max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode
 def flat_indices(argmax, width, kernel_size, stride, padding, dilation, ceil_mode):
     """Window positions i*kw+j as positions h*W+w in the input plane, int64."""
     kw = kernel_size[1]
-    rows = torch.arange(argmax.shape[2]).unsqueeze(1) * stride[0] - padding[0]
-    columns = torch.arange(argmax.shape[3]) * stride[1] - padding[1]
+    rows = torch.arange(argmax.shape[2], device=argmax.device).unsqueeze(1) * stride[0] - padding[0]
+    columns = torch.arange(argmax.shape[3], device=argmax.device) * stride[1] - padding[1]
     at = argmax.long()
     return (rows + at // kw * dilation[0]) * width + columns + at % kw * dilation[1]

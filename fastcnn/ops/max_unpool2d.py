@@ -91,7 +91,7 @@ def max_unpool2d(input, indices, kernel_size, stride=None, padding=0, output_siz
             f"({list(input.shape)}) but got indices tensor with shape: {list(indices.shape)}"
         )
     size = unpooled_size(input, kernel, strides, pair("max_unpool2d", "padding", padding), output_size)
-    if not native(input):
+    if not native(input, "max_unpool2d"):
         return stock(input, indices, kernel, strides, padding, size, overlap)
     if indices.dtype != torch.int64:
         raise RuntimeError(f"elements in indices should be type int64 but got: {indices.dtype}")

@@ -90,7 +90,7 @@ def sparse_conv2d(input, weight, bias, table, stride=1, padding=0):
     stride = pair("sparse_conv2d", "stride", stride)
     padding = pair("sparse_conv2d", "padding", padding)
     counts, indices = flatten(table)
-    if not native(input):
+    if not native(input, "sparse_conv2d"):
         x = batched("sparse_conv2d", input)
         y = torch.nn.functional.conv2d(x, dense_weight(weight, counts, indices, x.shape[1]), bias, stride, padding)
         return y if x is input else y.squeeze(0)

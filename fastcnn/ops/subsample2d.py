@@ -52,7 +52,7 @@ def subsample2d(input, weight, bias=None, kernel_size=2, stride=None, *, reduce=
         raise ValueError(f"subsample2d: expected reduce to be 'sum' or 'mean', but got {reduce!r}")
     kernel = pair("subsample2d", "kernel_size", kernel_size)
     stride = kernel if stride is None else pair("subsample2d", "stride", stride)
-    if not native(input):
+    if not native(input, "subsample2d"):
         return stock(input, weight, bias, kernel, stride, reduce)
     input, weight, bias = autocast_cast(input, weight, bias)
     x = batched("subsample2d", input)

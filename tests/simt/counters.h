@@ -93,6 +93,7 @@ class Counting {
   void tally(SiteTraffic& site, const Request& r) {
     Traffic t{1, 0, 0, 0};
     for (const uint8_t bytes : r.bytes) t.bytes += bytes;
+    if (t.bytes == 0) return;  // no lane took part
     if (site.kind == kGlobalLoad || site.kind == kGlobalStore)
       count_sectors(r, sectors_[site.kind], t);
     else

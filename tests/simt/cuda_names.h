@@ -17,7 +17,7 @@ struct dim3 {
 };
 
 // The running thread's; whoever resumes a thread sets them.
-inline dim3 threadIdx, blockIdx, blockDim, gridDim;
+extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 using std::max;
 using std::min;

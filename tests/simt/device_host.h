@@ -52,7 +52,7 @@ SIMT_INLINE T load_coherent(const T* p, Site site = here()) {
 template <class T>
 SIMT_INLINE T load_if(bool valid, const T* p, Site site = here()) {
   if (valid) return load(p, site);
-  machine.count(simt::kGlobalLoad, p, 0, site);
+  machine.global_access(p, 0, simt::kGlobalLoad, true, site);
   return T{};
 }
 template <class T>

@@ -8,7 +8,9 @@
 #include <new>
 
 #include "sanitizer.h"
-#if !defined(__x86_64__)
+#if defined(__x86_64__) && !defined(FASTCNN_SIMT_UCONTEXT)
+#define SIMT_ASSEMBLY
+#else
 #include <ucontext.h>
 #endif
 
@@ -38,7 +40,7 @@ class Stack {
   char* mapping_;
 };
 
-#if defined(__x86_64__)
+#if defined(SIMT_ASSEMBLY)
 // Saves the callee-saved registers and the stack pointer, takes up those of another stack.
 extern "C" void fastcnn_simt_switch(void** save, void* load);
 __asm__(
@@ -99,7 +101,8 @@ class Fiber {
   void start(void (*entry)()) {
     if (!stack_) stack_ = new Stack;
 #if defined(__SANITIZE_ADDRESS__)
-    __asan_unpoison_memory_region(stack_->bottom(), Stack::kBytes);
+    // The entry's own frame, from which nothing returned; all deeper ones were left.
+    __asan_unpoison_memory_region(stack_->bottom() + Stack::kBytes - 4096, 4096);
     bottom_ = stack_->bottom(), bytes_ = Stack::kBytes, fake_ = nullptr;
 #endif
 #if defined(__SANITIZE_THREAD__)

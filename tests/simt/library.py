@@ -36,8 +36,12 @@ def build(sanitize: str = "") -> Path:
     flags += [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer"] if sanitize else []
     out = ROOT / "build" / "simt" / hashlib.sha256(" ".join(flags).encode()).hexdigest()[:12]
     out.mkdir(parents=True, exist_ok=True)
-    sources = [*sorted((ROOT / "csrc/cuda").glob("*.cu")), *sorted((ROOT / "csrc/cuda").glob("*.cpp"))]
-    jobs = [(out / f"{source.stem}.o", source) for source in [*sources, ROOT / "tests/simt/namespace.cpp"]]
+    sources = [
+        path
+        for glob in ("csrc/cuda/*.cu", "csrc/cuda/*.cpp", "tests/simt/*.cpp", "tests/simt/torch/*.cpp")
+        for path in ROOT.glob(glob)
+    ]
+    jobs = [(out / f"{source.stem}.o", source) for source in sorted(sources)]
 
     def compile(job):
         subprocess.run([CXX, *flags, "-MMD", "-x", "c++", "-c", str(job[1]), "-o", str(job[0])], check=True)

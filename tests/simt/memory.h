@@ -27,22 +27,21 @@ class SharedMemory {
     }
     bytes_ = bytes;
     if (!arena_) return;
-    std::memset(arena_.get(), kPoison, capacity_ + 2 * kMargin);
+    std::memset(arena_.get(), kPoison, kMargin + bytes_ + kMargin);
 #if defined(__SANITIZE_ADDRESS__)
     __asan_poison_memory_region(arena_.get(), kMargin);
-    __asan_poison_memory_region(data() + bytes_, capacity_ - bytes_ + kMargin);
+    __asan_poison_memory_region(data() + bytes_, kMargin);
 #endif
   }
 
   std::string end_block() {
     if (!arena_) return {};
     unguard();
-    for (size_t i = 1; i <= kMargin; ++i)
-      if (data()[-int64_t(i)] != kPoison)
-        return "shared memory written " + std::to_string(i) + " bytes before its start";
-    for (size_t i = bytes_; i < capacity_ + kMargin; ++i)
-      if (data()[i] != kPoison)
-        return "shared memory written at byte " + std::to_string(i) + " of " + std::to_string(bytes_);
+    for (const unsigned char* margin : {arena_.get(), data() + bytes_}) {
+      if (margin[0] == kPoison && !std::memcmp(margin, margin + 1, kMargin - 1)) continue;
+      const auto* written = std::find_if(margin, margin + kMargin, [](unsigned char byte) { return byte != kPoison; });
+      return "shared memory written at byte " + std::to_string(offset(written)) + " of " + std::to_string(bytes_);
+    }
     return {};
   }
 
@@ -74,9 +73,18 @@ class SharedMemory {
 // Ranges of memory that a kernel may access; with none, all may be.
 class Ranges {
  public:
+  // Ranges that overlap are one, as a tensor and its view; ranges that only touch are two.
   void add(const void* p, size_t bytes) {
-    size_t& size = ranges_[reinterpret_cast<uintptr_t>(p)];
-    size = std::max(size, bytes);
+    uintptr_t start = reinterpret_cast<uintptr_t>(p), end = start + bytes;
+    auto next = ranges_.lower_bound(end);
+    while (next != ranges_.begin()) {
+      const auto range = std::prev(next);
+      if (range->first + range->second <= start && range->first != start) break;
+      start = std::min(start, range->first);
+      end = std::max(end, range->first + range->second);
+      next = ranges_.erase(range);
+    }
+    ranges_[start] = end - start;
   }
   void clear() { ranges_.clear(); }
   bool any() const { return !ranges_.empty(); }

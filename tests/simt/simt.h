@@ -1,6 +1,11 @@
 // CUDA's execution model on the host: what csrc/cuda/launch.h starts kernels with where nvcc does not compile them.
+// Link with all of tests/simt/*.cpp.
+//
+// Accesses through device.cuh are checked and counted one by one. Plain C++ accesses (`shared->x[i]`, `p[i]`) are seen
+// by the sanitizers alone, besides the NaN of fresh shared memory and its margins; so is a race within a block.
 #pragma once
 #include "machine.h"
+#include "recorder.h"
 
 namespace simt {
 

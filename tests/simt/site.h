@@ -13,7 +13,9 @@ struct Site {
   int line;
 };
 
-inline bool operator==(const Site& a, const Site& b) { return a.line == b.line && !std::strcmp(a.file, b.file); }
+inline bool operator==(const Site& a, const Site& b) {
+  return a.line == b.line && (a.file == b.file || !std::strcmp(a.file, b.file));
+}
 inline bool operator!=(const Site& a, const Site& b) { return !(a == b); }
 
 // As a default argument: the caller's line.

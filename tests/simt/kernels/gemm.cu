@@ -70,6 +70,7 @@ __global__ void __launch_bounds__(128) gemm_kernel(const T* a, const T* b, float
       for (int i = 0; i < 2; ++i) mma_m16n8k8(sum[i], fragment_a, fragment_b[i]);
     }
   }
+  cp_async_wait<0>();
   for (int i = 0; i < 8; ++i) {
     const int y = m0 + row + g + i / 2 % 2 * 8, x = n0 + column + i / 4 * 8 + t * 2 + i % 2;
     if (y < m && x < n) store(c + int64_t(y) * n + x, sum[i / 4][i % 4]);
