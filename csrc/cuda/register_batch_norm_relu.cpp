@@ -17,6 +17,7 @@ cuda::ChannelValues channel_values(const char* argument, const OptionalTensor& t
 
 Tensor batch_norm_relu(const Tensor& input, const Tensor& running_mean, const Tensor& running_var,
                        const OptionalTensor& weight, const OptionalTensor& bias, double eps, bool relu) {
+  check_one_device(kOp, input, running_mean, running_var, weight, bias);
   check_4d(kOp, "input", input);
   cuda::BatchNormReluArgs p{};
   p.dtype = dtype_of(kOp, input), p.relu = relu, p.eps = eps;

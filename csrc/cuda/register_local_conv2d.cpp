@@ -9,6 +9,7 @@ constexpr const char* kOp = "local_conv2d";
 
 Tensor local_conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Ints& stride,
                     const Ints& padding, const Ints& dilation) {
+  check_one_device(kOp, input, weight, bias);
   check_4d(kOp, "input", input);
   LocalConv2dParams p = local_geometry(kOp, sizes(input), input, weight, stride, padding, dilation);
   Tensor b;
@@ -27,6 +28,7 @@ Tensor local_conv2d(const Tensor& input, const Tensor& weight, const std::option
 
 Tensor backward_input(const Tensor& grad, const Tensor& weight, const Ints& size, const Ints& stride,
                       const Ints& padding, const Ints& dilation) {
+  check_one_device(kOp, grad, weight);
   LocalConv2dParams p = local_geometry(kOp, size, grad, weight, stride, padding, dilation);
   check_local_grad(kOp, grad, p);
   const Tensor g = dense(grad), w = torch::stable::contiguous(weight);
@@ -40,6 +42,7 @@ Tensor backward_input(const Tensor& grad, const Tensor& weight, const Ints& size
 
 std::tuple<Tensor, Tensor> backward_weight(const Tensor& grad, const Tensor& input, const Ints& kernel,
                                            const Ints& stride, const Ints& padding, const Ints& dilation) {
+  check_one_device(kOp, input, grad);
   check_4d(kOp, "input", input);
   check_same_dtype(kOp, "grad", input, grad);
   FASTCNN_CHECK(grad.dim() == 4, kOp, ": expected 4D grad, but got grad of size ", str(grad));

@@ -14,6 +14,7 @@ void set_tensors(MaxUnpool2dParams& p, const Tensor& x, const Tensor& indices, T
 }
 
 Tensor max_unpool2d(const Tensor& input, const Tensor& indices, const Ints& output_size, bool sum) {
+  check_one_device(kOp, input, indices);
   check_4d(kOp, "input", input);
   const Pair out = pair(kOp, "output_size", output_size, 0);
   MaxUnpool2dParams p = unpool_geometry(kOp, input, indices, out.h, out.w);
@@ -31,6 +32,7 @@ Tensor max_unpool2d(const Tensor& input, const Tensor& indices, const Ints& outp
 }
 
 Tensor max_unpool2d_gather(const Tensor& input, const Tensor& indices) {
+  check_one_device(kOp, input, indices);
   check_4d(kOp, "grad", input);
   check_4d(kOp, "indices", indices);
   const MemoryFormat format = format_of(indices);

@@ -17,6 +17,7 @@ void run(const Tensor& x, std::vector<int32_t> values, const F& start) {
 
 Tensor sparse_conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Ints& counts,
                      const Ints& indices, const Ints& stride, const Ints& padding) {
+  check_one_device(kOp, input, weight, bias);
   check_4d(kOp, "input", input);
   SparseConv2dParams p =
       sparse_geometry(kOp, sizes(input), input, counts, indices, sparse_kernel(kOp, weight), stride, padding);
@@ -37,6 +38,7 @@ Tensor sparse_conv2d(const Tensor& input, const Tensor& weight, const std::optio
 
 Tensor backward_input(const Tensor& grad, const Tensor& weight, const Ints& size, const Ints& counts,
                       const Ints& indices, const Ints& stride, const Ints& padding) {
+  check_one_device(kOp, grad, weight);
   SparseConv2dParams p = sparse_geometry(kOp, size, grad, counts, indices, sparse_kernel(kOp, weight), stride, padding);
   check_sparse_weight(kOp, grad, weight, p);
   check_sparse_grad(kOp, grad, p);
@@ -53,6 +55,7 @@ Tensor backward_input(const Tensor& grad, const Tensor& weight, const Ints& size
 std::tuple<Tensor, Tensor> backward_weight(const Tensor& grad, const Tensor& input, const Ints& kernel_size,
                                            const Ints& counts, const Ints& indices, const Ints& stride,
                                            const Ints& padding) {
+  check_one_device(kOp, input, grad);
   check_4d(kOp, "input", input);
   SparseConv2dParams p = sparse_geometry(kOp, sizes(input), input, counts, indices, kernel_size, stride, padding);
   check_same_dtype(kOp, "grad", input, grad);

@@ -9,6 +9,7 @@ constexpr const char* kOp = "subsample2d";
 
 Tensor subsample2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Ints& kernel,
                    const Ints& stride, double scale) {
+  check_one_device(kOp, input, weight, bias);
   check_4d(kOp, "input", input);
   Subsample2dParams p = subsample_geometry(kOp, sizes(input), input, kernel, stride, scale);
   const Tensor w = per_channel(kOp, "weight", input, weight, p.ym.c);
@@ -28,6 +29,7 @@ Tensor subsample2d(const Tensor& input, const Tensor& weight, const std::optiona
 
 Tensor backward_input(const Tensor& grad, const Tensor& weight, const Ints& size, const Ints& kernel,
                       const Ints& stride, double scale) {
+  check_one_device(kOp, grad, weight);
   Subsample2dParams p = subsample_geometry(kOp, size, grad, kernel, stride, scale);
   check_subsample_grad(kOp, grad, p);
   const Tensor w = per_channel(kOp, "weight", grad, weight, p.ym.c);
@@ -43,6 +45,7 @@ Tensor backward_input(const Tensor& grad, const Tensor& weight, const Ints& size
 
 std::tuple<Tensor, Tensor> backward_weight(const Tensor& grad, const Tensor& input, const Ints& kernel,
                                            const Ints& stride, double scale) {
+  check_one_device(kOp, input, grad);
   check_4d(kOp, "input", input);
   Subsample2dParams p = subsample_geometry(kOp, sizes(input), input, kernel, stride, scale);
   check_same_dtype(kOp, "grad", input, grad);

@@ -48,13 +48,18 @@ def batched(function: str, x: torch.Tensor) -> torch.Tensor:
     return x.unsqueeze(0)
 
 
-def refuse(function: str, **tensors) -> None:
-    """Says what is wrong with tensors that do not all lie on the CPU beside input."""
+def beside(x: torch.Tensor, t: Any) -> bool:
+    """Whether t is a tensor on x's device."""
+    return getattr(t, "is_cpu", False) if x.is_cpu else getattr(t, "device", None) == x.device
+
+
+def refuse(function: str, input: torch.Tensor, **tensors) -> None:
+    """Says what is wrong with tensors that do not all lie beside input."""
     for name, t in tensors.items():
         if not isinstance(t, torch.Tensor) and (t is not None or name == "weight"):
             raise TypeError(f"{function}: expected {name} to be a Tensor, but got {type(t).__name__}")
     devices = ", ".join(f"{name} on {t.device}" for name, t in tensors.items() if t is not None)
-    raise RuntimeError(f"{function}: expected all tensors on one device, but got input on cpu, {devices}")
+    raise RuntimeError(f"{function}: expected all tensors on one device, but got input on {input.device}, {devices}")
 
 
 def tracing() -> bool:

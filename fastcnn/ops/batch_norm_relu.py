@@ -6,7 +6,7 @@ import torch
 from torch.overrides import handle_torch_function, has_torch_function
 
 from ._define import Differentiable, fold, memory_format, register, register_fake
-from ._face import batched, dispatch, native, refuse
+from ._face import batched, beside, dispatch, native, refuse
 
 
 def define(namespace: str) -> SimpleNamespace:
@@ -89,7 +89,7 @@ def batch_norm_relu(
         y = y.relu() if activation else y
     else:
         others = dict(running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
-        if not all((t is None and name in ("weight", "bias")) or t.is_cpu for name, t in others.items()):
-            refuse("batch_norm_relu", **others)
+        if not all((t is None and name in ("weight", "bias")) or beside(input, t) for name, t in others.items()):
+            refuse("batch_norm_relu", input, **others)
         y = dispatch(ops.op, ops.raw, False, x, running_mean, running_var, weight, bias, eps, activation is not None)
     return y if input.dim() == 4 else y.squeeze(0)

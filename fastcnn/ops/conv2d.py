@@ -205,7 +205,7 @@ def conv2d(
         and (bias is None or getattr(bias, "is_cpu", False))
         and (residual is None or getattr(residual, "is_cpu", False))
     ):
-        refuse("conv2d", weight=weight, bias=bias, residual=residual)
+        refuse("conv2d", input, weight=weight, bias=bias, residual=residual)
     if weight.dim() != 4:
         raise RuntimeError(
             f"conv2d: Expected {weight.dim()}-dimensional input for {weight.dim()}-dimensional weight "

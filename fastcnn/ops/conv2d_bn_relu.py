@@ -183,7 +183,7 @@ def conv2d_bn_relu(
         bn_bias=bn_bias, residual=residual,
     )  # fmt: skip
     if not all((t is None and name != "weight") or getattr(t, "is_cpu", False) for name, t in others.items()):
-        refuse("conv2d_bn_relu", **others)
+        refuse("conv2d_bn_relu", input, **others)
     if torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
         input, weight, bias, residual = (

@@ -121,7 +121,7 @@ def conv_transpose2d(input, weight, bias=None, stride=1, padding=0, output_paddi
             input, weight, bias, stride, padding, output_padding, groups, dilation
         )
     if not (getattr(weight, "is_cpu", False) and (bias is None or getattr(bias, "is_cpu", False))):
-        refuse("conv_transpose2d", weight=weight, bias=bias)
+        refuse("conv_transpose2d", input, weight=weight, bias=bias)
     input, weight, bias = autocast_cast(input, weight, bias)
     x = batched("conv_transpose2d", input)
     arguments = {"stride": stride, "padding": padding, "output_padding": output_padding, "dilation": dilation}

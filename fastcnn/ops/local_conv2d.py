@@ -9,7 +9,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ._bilinear import autocast_cast, bilinear
 from ._define import register
-from ._face import batched, dispatch, native, pair, refuse
+from ._face import batched, beside, dispatch, native, pair, refuse
 
 
 def define(namespace: str) -> SimpleNamespace:
@@ -74,8 +74,8 @@ def local_conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1):
     )
     if not native(input, "local_conv2d"):
         return stock(input, weight, bias, stride, padding, dilation)
-    if not (getattr(weight, "is_cpu", False) and (bias is None or getattr(bias, "is_cpu", False))):
-        refuse("local_conv2d", weight=weight, bias=bias)
+    if not (beside(input, weight) and (bias is None or beside(input, bias))):
+        refuse("local_conv2d", input, weight=weight, bias=bias)
     input, weight, bias = autocast_cast(input, weight, bias)
     x = batched("local_conv2d", input)
     needs_grad = any(t is not None and t.requires_grad for t in (x, weight, bias))
