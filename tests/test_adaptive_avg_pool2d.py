@@ -10,7 +10,8 @@ from fastcnn.ops import adaptive_avg_pool2d as pool
 from tests.cases import ADAPTIVE_POOLS
 from tests.test_avg_pool2d import DTYPES, LAYOUTS, check_both_ways
 
-# (shape, output size): global, the input's own size, divisors, indivisible, larger than the input, no image.
+# (shape, output size): global, the input's own size, divisors, indivisible, larger than the input, no image; then large
+# windows, of the output and of the gradient.
 GEOMETRIES = [
     ((2, 70, 7, 7), (1, 1)),
     ((1, 5, 13, 41), (1, 1)),
@@ -22,6 +23,9 @@ GEOMETRIES = [
     ((1, 16, 6, 37), (5, 1)),
     ((3, 4, 1, 1), (1, 1)),
     ((0, 3, 5, 5), (2, 2)),
+    ((2, 5, 50, 41), (3, 2)),
+    ((1, 40, 19, 70), (2, 1)),
+    ((1, 9, 2, 3), (31, 34)),
 ]
 
 

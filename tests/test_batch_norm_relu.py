@@ -91,6 +91,7 @@ def test_training_and_gradients_run_pytorchs_own():
     assert torch.equal(gradient, want)
 
 
+@pytest.mark.cpu  # explain names the kernels of the CPU
 def test_explain_tells_the_roads_apart():
     _, *rest = tensors((2, 6, 5, 5))
     rows = fastcnn.explain(lambda t: F.batch_norm_relu(t, *rest), (2, 6, 5, 5)).rows
@@ -101,6 +102,7 @@ def test_explain_tells_the_roads_apart():
     assert [(row.op, row.kernel) for row in rows] == [("native_batch_norm", "stock PyTorch (ATen)")]
 
 
+@pytest.mark.cpu  # explain names the kernels of the CPU
 def test_explain_names_the_normalization_of_a_network():
     model = fastcnn.models.get_model("densenet40_12")
     rows = fastcnn.explain(model, (1, 3, 32, 32)).rows

@@ -238,6 +238,7 @@ def test_module_refuses(message, arguments):
         nn.LocallyConnected2d(*arguments)
 
 
+@pytest.mark.cpu  # explain names the kernels of the CPU
 def test_explain():
     (row,) = fastcnn.explain(nn.LocallyConnected2d(3, 2, 3, 5), (1, 3, 5, 5)).rows
     assert row.op == "local_conv2d"

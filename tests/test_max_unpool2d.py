@@ -198,6 +198,38 @@ def test_threads_change_no_bit(overlap, layout):
     assert torch.equal(results[0], results[2])
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("overlap", ["assign", "sum"])
+def test_planes_of_many_places(overlap, layout):
+    """What is made in several parts: with indices in their places' order, and with those that jump about."""
+    x = torch.randint(-4, 5, (2, 3, 31, 33)).float().to(memory_format=layout)
+    for indices in (torch.arange(31 * 33).mul(4).view(1, 1, 31, 33).expand_as(x), torch.randint(0, 62 * 66, x.shape)):
+        indices = indices.contiguous(memory_format=layout)
+        y = raw(x, indices, (62, 66), overlap)
+        assert torch.equal(y.double(), unpool.reference(x, indices, (62, 66), overlap == "sum"))
+    nothing = raw(x[:, :, :0].contiguous(memory_format=layout), indices[:, :, :0], (62, 66), overlap)
+    assert nothing.shape == (2, 3, 62, 66)
+    assert not nothing.any()
+
+
+def test_indices_outside_are_left_out_on_a_gpu(request):
+    """A kernel there cannot tell the caller, who does not wait for it."""
+    if not request.config.getoption("--simt"):
+        pytest.skip("of the CUDA kernels alone")
+    for layout in LAYOUTS:
+        x = torch.arange(1.0, 19.0).view(1, 2, 3, 3).contiguous(memory_format=layout)
+        indices = torch.arange(18).remainder(9).view(x.shape).contiguous(memory_format=layout)
+        for wrong in (-1, 36, 2**31, 2**62, -(2**63)):
+            indices[0, 1, 2, 2] = wrong
+            for overlap in ("assign", "sum"):
+                y = raw(x, indices, (6, 6), overlap)
+                assert torch.equal(y[0, 0].flatten()[:9], torch.arange(1.0, 10.0))
+                assert torch.equal(y[0, 1].flatten()[:8], torch.arange(10.0, 18.0))
+                assert not y[0, 1].flatten()[8:].any()
+            assert unpool.ops.gather(torch.ones(1, 2, 6, 6), indices).flatten().tolist() == [1.0] * 17 + [0.0]
+
+
+@pytest.mark.cpu  # a GPU leaves them out, as the test above says
 @pytest.mark.parametrize("overlap", ["assign", "sum"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("index", [-1, 36, 2**31, 2**62, -(2**63)])
@@ -211,6 +243,7 @@ def test_indices_outside_are_refused(index, layout, overlap):
         unpool.ops.gather(torch.ones(2, 3, 6, 6), indices)
 
 
+@pytest.mark.cpu  # explain names the kernels of the CPU
 def test_explain():
     x, indices = (1, 3, 4, 4), torch.zeros(1, 3, 4, 4, dtype=torch.int64)
     (row,) = fastcnn.explain(lambda x: F.max_unpool2d(x, indices, 2), x).rows

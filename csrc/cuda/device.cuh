@@ -29,7 +29,7 @@ struct alignas(sizeof(T) * N) Vec {
   T v[N];
 };
 
-constexpr int kWarp = 32;
+constexpr int kWarp = 32, kWarpBits = 5;
 
 template <class T>
 constexpr bool is_half = false;

@@ -1,6 +1,7 @@
 // How the pooling kernels share out a map (n, c, h, w) of either layout: a block takes `rows` by `columns` pixels of
-// one image and `lanes` groups of V channels (NHWC), or pixels of one plane (NCHW, one lane of one channel). Windows of
-// neighbouring pixels overlap, and what they share then comes from the first-level cache of the block's processor.
+// one image and `lanes` groups of V channels (NHWC), or pixels of one plane (NCHW, one lane of one channel), of several
+// where they are small. Windows of neighbouring pixels overlap, and what they share then comes from the first-level
+// cache of the block's processor.
 #pragma once
 #include "cuda/divisor.h"
 #include "cuda/tiles.h"
@@ -13,7 +14,8 @@ struct MapTile {
   int64_t planes;  // n * c of NCHW, n of NHWC
   bool channels_last;
   int rows, columns, lanes;
-  Divisor by_lanes, by_columns, column_tiles, row_tiles, lane_tiles;
+  int stack;  // planes of a block
+  Divisor by_lanes, by_columns, by_rows, column_tiles, row_tiles, lane_tiles;
   int64_t blocks;
 
   MapTile() = default;
@@ -25,19 +27,22 @@ struct MapTile {
     columns = int(w < pixels ? w : pixels);
     const int64_t fit = pixels / columns;
     rows = int(h < fit ? h : fit);
-    by_lanes = Divisor(lanes), by_columns = Divisor(columns);
+    const int64_t small = nhwc || rows < h || columns < w ? 1 : kPoolStacked / (rows * columns);
+    stack = int(small < 1 ? 1 : small < planes ? small : planes);
+    by_lanes = Divisor(lanes), by_columns = Divisor(columns), by_rows = Divisor(rows);
     const int64_t down = (h + rows - 1) / rows, across = (w + columns - 1) / columns;
     const int64_t deep = (groups + lanes - 1) / lanes;
     column_tiles = Divisor(across), row_tiles = Divisor(down), lane_tiles = Divisor(deep);
-    blocks = planes * down * across * deep;
+    blocks = ceil_div(planes, stack) * down * across * deep;
   }
-  __host__ __device__ int size() const { return rows * columns * lanes; }
+  __host__ __device__ int size() const { return rows * columns * lanes * stack; }
 };
 
 template <int V>
 struct MapBlock {
   const MapTile& t;
-  int64_t plane, c0;
+  mutable int64_t plane;  // that of the element that at() was last asked for
+  int64_t plane0, c0;
   int row0, column0;
 
   __device__ explicit MapBlock(const MapTile& tile) : t(tile) {
@@ -45,14 +50,15 @@ struct MapBlock {
     uint32_t lane, column, row;
     const uint32_t image =
         t.row_tiles.divide(t.column_tiles.divide(t.lane_tiles.divide(blockIdx.x, lane), column), row);
-    plane = image, c0 = int64_t(lane) * t.lanes * V, row0 = int(row) * t.rows, column0 = int(column) * t.columns;
+    plane = plane0 = int64_t(image) * t.stack, c0 = int64_t(lane) * t.lanes * V, row0 = int(row) * t.rows,
+    column0 = int(column) * t.columns;
   }
   // Whether element e lies in the map, and where.
   __device__ bool at(int e, int64_t& c, int& row, int& column) const {
-    uint32_t lane, i;
-    row = row0 + int(t.by_columns.divide(t.by_lanes.divide(e, lane), i));
-    column = column0 + int(i), c = c0 + int64_t(lane) * V;
-    return row < t.h && column < t.w && c < t.channels;
+    uint32_t lane, i, r = t.by_columns.divide(t.by_lanes.divide(e, lane), i);
+    if (t.stack > 1) plane = plane0 + t.by_rows.divide(r, r);
+    row = row0 + int(r), column = column0 + int(i), c = c0 + int64_t(lane) * V;
+    return row < t.h && column < t.w && c < t.channels && plane < t.planes;
   }
   // The element's offset in a map of this layout with `height` rows and `width` columns.
   __device__ int64_t offset(int64_t height, int64_t width, int row, int column, int64_t c) const {

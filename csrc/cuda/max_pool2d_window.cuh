@@ -3,6 +3,7 @@
 #include "cuda/device.cuh"
 #include "cuda/divisor.h"
 #include "cuda/tiles.h"
+#include "cuda/windows.cuh"
 #include "ops/max_pool2d.h"
 
 namespace fastcnn::cuda {
@@ -37,13 +38,6 @@ struct Maximum {
   // A window without a position names its start, which is outside, too.
   __device__ int argmax() const { return where < 0 ? 0 : where; }
 };
-
-// The first window that holds position i, and one behind the last: those q with q*s - pad <= i < q*s - pad + span.
-__device__ inline void covering(int i, int out, int span, const Divisor& s, int pad, int& begin, int& end) {
-  const int last = int(s.divide(i + pad)), first = i + pad - span;  // first < 0: from the first window on
-  begin = first < 0 ? 0 : int(s.divide(first)) + 1;
-  end = last < out ? last + 1 : out;
-}
 
 // sum[v] = the gradients, in raster order, of the windows that have their maximum at (h, w). at(oh, ow) is the offset
 // of V channels in g and argmax.

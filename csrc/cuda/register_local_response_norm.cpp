@@ -20,6 +20,7 @@ Tensor local_response_norm(const Tensor& input, int64_t size, double alpha, doub
 Tensor local_response_norm_backward(const Tensor& grad, const Tensor& input, int64_t size, double alpha, double beta,
                                     double k, int64_t groups, bool relu) {
   LocalResponseNormParams p = norm_geometry(kOp, input, size, alpha, beta, k, groups, relu);
+  check_one_device(kOp, input, grad);
   check_norm_grad(kOp, grad, input);
   const Tensor x = dense(input), g = torch::stable::contiguous(grad, format_of(x));
   const Tensor gx = empty(sizes(x), x, format_of(x));

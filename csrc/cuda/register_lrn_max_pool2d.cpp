@@ -51,6 +51,7 @@ Tensor forward(const Tensor& input, Params p, Tensor* argmax) {
 }
 
 Tensor backward(const Tensor& grad, const Tensor& argmax, const Tensor& input, Params p) {
+  check_one_device(kOp, input, grad, argmax);
   check_argmax(kOp, p.pool, argmax);
   check_same_dtype(kOp, "grad", input, grad);
   check_pool_grad(kOp, grad, argmax);

@@ -43,6 +43,7 @@ Tensor max_pool2d_values(const Tensor& x, const Ints& geometry, bool ceil_mode) 
 Tensor backward(const Tensor& grad, const Tensor& argmax, const Ints& size, const Ints& kernel, const Ints& stride,
                 const Ints& padding, const Ints& dilation, bool ceil_mode) {
   MaxPool2dParams m{};
+  check_one_device(kOp, grad, argmax);
   m.dtype = dtype_of(kOp, grad);
   check_pool_size(kOp, size);
   set_geometry(kOp, m, size, pool_geometry(kOp, kernel, stride, padding, dilation), ceil_mode);
@@ -62,11 +63,11 @@ Tensor backward(const Tensor& grad, const Tensor& argmax, const Ints& size, cons
 Tensor gather(const Tensor& input, const Tensor& argmax, const Ints& kernel, const Ints& stride, const Ints& padding,
               const Ints& dilation, bool ceil_mode) {
   MaxPool2dParams m{};
+  check_one_device(kOp, input, argmax);
   m.dtype = dtype_of(kOp, input);
   check_pool_input(kOp, input);
   set_geometry(kOp, m, sizes(input), pool_geometry(kOp, kernel, stride, padding, dilation), ceil_mode);
   check_argmax(kOp, m, argmax);
-  check_beside(kOp, "argmax", input, argmax);
   const MemoryFormat format = format_of(argmax);
   const Tensor x = torch::stable::contiguous(input, format), at = torch::stable::contiguous(argmax, format);
   Tensor y = empty({m.n, m.c, m.oh, m.ow}, x, format);

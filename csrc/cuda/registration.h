@@ -13,6 +13,16 @@
 
 namespace fastcnn {
 
+// Tensors elsewhere than x would send a kernel after a pointer that its device does not know.
+inline bool beside(const Tensor& x, const Tensor& t) {
+  return t.is_cuda() == x.is_cuda() && t.get_device_index() == x.get_device_index();
+}
+inline bool beside(const Tensor& x, const std::optional<Tensor>& t) { return !t || beside(x, *t); }
+template <class... Tensors>
+void check_one_device(const char* op, const Tensor& x, const Tensors&... others) {
+  FASTCNN_CHECK((beside(x, others) && ...), op, ": expected all tensors on one device");
+}
+
 // Calls start(stream) with x's device as the current one. start returns null, or what the launch said.
 template <class F>
 void launched(const char* op, const Tensor& x, const F& start) {

@@ -12,9 +12,30 @@ constexpr int64_t kSharedBytes = 48 << 10, kMostSharedBytes = 99 << 10;
 // 15 KB an SM; 1024 threads of an SM with four requests of 4 bytes keep 16 KB under way.
 constexpr int kNormThreads = 256, kAhead = 4, kNormPixels = 64;
 
+// Inference's batch normalization: vectors of 16 bytes a thread, under way at once.
+constexpr int kAffineThreads = 256, kAffineAhead = 4;
+
 // Pooling. A block's elements, of up to 16 bytes each: of AlexNet's 27x27 maps (NHWC, float) 9 rows of 32 channels,
 // whose 19 input rows of 55 pixels take 134 KB: within the first-level cache of an A100 or H100.
-constexpr int kPoolThreads = 256, kPoolLanes = 8, kPoolElements = 2048;
+// kPoolStacked: of small NCHW planes a block takes several, two elements a thread.
+constexpr int kPoolThreads = 256, kPoolLanes = 8, kPoolElements = 2048, kPoolStacked = 2 * kPoolThreads;
+// Positions of a window from which several threads share it: one thread's chain of loads would be as long as the
+// memory's latency allows, and global pooling has too few outputs to hide that.
+constexpr int64_t kPoolLargeWindow = 32;
+
+// Subsampling. Threads a block; outputs whose products a thread sums in their own precision before double takes over.
+constexpr int kSubsampleThreads = 256, kSubsampleChain = 8;
+
+// Sparse convolution. Weight gradient: positions that a warp sums, and the most such pieces, which one thread adds up.
+constexpr int kSparseThreads = 256;
+constexpr int64_t kSparsePositions = 1024, kSparsePieces = 64;
+
+// Local convolution: products of kLocalTile by kLocalTile, a thread an element, kLocalDepth terms at a time.
+constexpr int kLocalTile = 16, kLocalDepth = 32, kLocalThreads = kLocalTile * kLocalTile;
+
+// Max unpooling. A warp holds so many bytes of its planes in shared memory: 8 warps take 48 KiB, and four such blocks
+// keep 32 warps of a processor waiting for memory. kUnpoolChunk: indices whose range is noted together.
+constexpr int kUnpoolWarps = 8, kUnpoolBytes = 6 << 10, kUnpoolChunk = 32;
 
 // Normalization with pooling: strips of rows are cut short of kLeastRows only to make some four blocks for each of an
 // H100's 132 processors, since a strip reads the rows again that it shares with the next.
@@ -22,6 +43,15 @@ constexpr int kFusedThreads = 256, kLeastRows = 4;
 constexpr int64_t kEnoughBlocks = 528;
 
 constexpr int64_t kMostBlocks = (int64_t{1} << 31) - 1;  // of a grid
+
+// The exponent of the largest power of two up to n, but `most` at most.
+inline int log2_floor(int64_t n, int most) {
+  int bits = 0;
+  while (bits < most && int64_t{2} << bits <= n) ++bits;
+  return bits;
+}
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 inline bool aligned(const void* p, int bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
 

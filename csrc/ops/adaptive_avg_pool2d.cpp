@@ -18,25 +18,14 @@ AvgAxis axis(int64_t in, int64_t out) {
   return a;
 }
 
-Pair output(const Ints& output_size) {
-  const Pair out = pair(kOp, "output_size", output_size, -1);
-  FASTCNN_CHECK(out.h >= 0 && out.w >= 0, kOp,
-                ": elements of output_size must be greater than or equal to 0 but received {", out.h, ", ", out.w, "}");
-  return out;
-}
-
 Tensor adaptive_avg_pool2d(const Tensor& x, const Ints& output_size) {
-  const Pair out = output(output_size);
-  dtype_of(kOp, x);
-  check_4d(kOp, "input", x);
-  FASTCNN_CHECK(x.size(2) > 0 && x.size(3) > 0, kOp,
-                ": Expected input to have non-zero size for non-batch dimensions, but input has sizes ", str(x));
-  check_numel(kOp, {std::max<int64_t>(x.size(0), 1), std::max<int64_t>(x.size(1), 1), out.h, out.w});
+  const Pair out = adaptive_output(kOp, output_size);
+  check_adaptive_input(kOp, x, out);
   return avg_windows(kOp, x, axis(x.size(2), out.h), axis(x.size(3), out.w));
 }
 
 Tensor adaptive_avg_pool2d_backward(const Tensor& grad, const Ints& size, bool channels_last, const Ints& output_size) {
-  const Pair out = output(output_size);
+  const Pair out = adaptive_output(kOp, output_size);
   check_pool_size(kOp, size);
   check_avg_grad(kOp, grad, size, out);
   return avg_windows_backward(kOp, grad, size, channels_last, axis(size[2], out.h), axis(size[3], out.w));

@@ -22,9 +22,7 @@ struct Axes {
 
 Axes axes(int64_t h, int64_t w, const Ints& kernel, const Ints& stride, const Ints& padding, bool ceil_mode,
           bool count_include_pad, std::optional<int64_t> divisor_override) {
-  const PoolGeometry g = pool_geometry(kOp, kernel, stride, padding, {1, 1});
-  const Pair out = pool_output(kOp, g, h, w, ceil_mode);
-  FASTCNN_CHECK(divisor_override != 0, kOp, ": divisor must be not zero");
+  const auto [g, out] = avg_geometry(kOp, h, w, kernel, stride, padding, ceil_mode, divisor_override);
   Axes a{axis(h, out.h, g.k.h, g.s.h, g.p.h, count_include_pad),
          axis(w, out.w, g.k.w, g.s.w, g.p.w, count_include_pad)};
   if (divisor_override) {

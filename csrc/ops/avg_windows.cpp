@@ -55,13 +55,6 @@ Tensor avg_windows(const char* op, const Tensor& input, AvgAxis rows, AvgAxis co
   return y;
 }
 
-void check_avg_grad(const char* op, const Tensor& grad, const Ints& size, Pair out) {
-  check_4d(op, "grad", grad);
-  FASTCNN_CHECK(grad.size(0) == size[0] && grad.size(1) == size[1] && grad.size(2) == out.h && grad.size(3) == out.w,
-                op, ": expected grad of size [", size[0], ", ", size[1], ", ", out.h, ", ", out.w, "], but got ",
-                str(grad));
-}
-
 Tensor avg_windows_backward(const char* op, const Tensor& grad, const Ints& size, bool channels_last, AvgAxis rows,
                             AvgAxis columns) {
   const MemoryFormat format = channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;

@@ -1,7 +1,7 @@
 // avg_pool2d and adaptive_avg_pool2d differ in their windows and divisors only; both run this.
 #pragma once
 #include "ops/avg_pool2d.h"
-#include "ops/pool.h"
+#include "ops/avg_pool2d_plan.h"
 
 namespace fastcnn {
 
@@ -13,9 +13,6 @@ struct AvgAxis {
 };
 
 Tensor avg_windows(const char* op, const Tensor& x, AvgAxis rows, AvgAxis columns);
-
-// A gradient of the output of an input of `size`: to be checked before windows are made for sizes that nothing has.
-void check_avg_grad(const char* op, const Tensor& grad, const Ints& size, Pair out);
 
 // The gradient of an input of `size` from that of the output, laid out as channels_last says.
 Tensor avg_windows_backward(const char* op, const Tensor& grad, const Ints& size, bool channels_last, AvgAxis rows,

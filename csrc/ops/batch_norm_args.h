@@ -21,12 +21,16 @@ Doubles widened(const Tensor& t, int64_t channels) {
   return wide;
 }
 
+inline void check_values(const char* op, const char* argument, const Tensor& t, int64_t channels) {
+  FASTCNN_CHECK(t.dim() == 1 && t.size(0) == channels, op, ": expected ", argument, " to have ", channels,
+                " elements, but got ", argument, " of size ", str(t));
+}
+
 // One value a channel, of any floating dtype; `missing` where there is no tensor.
 inline Doubles values(const char* op, const char* argument, const std::optional<Tensor>& t, int64_t channels,
                       double missing) {
   if (!t) return Doubles(channels, missing);
-  FASTCNN_CHECK(t->dim() == 1 && t->size(0) == channels, op, ": expected ", argument, " to have ", channels,
-                " elements, but got ", argument, " of size ", str(*t));
+  check_values(op, argument, *t, channels);
   switch (dtype_of(op, *t)) {
     case Dtype::f32:
       return widened<float>(*t, channels);

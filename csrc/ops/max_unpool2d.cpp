@@ -1,26 +1,10 @@
-#include "ops/max_unpool2d.h"
-
+#include "ops/max_unpool2d_plan.h"
 #include "ops/scratch.h"
-#include "ops/tensor.h"
 
 namespace fastcnn {
 namespace {
 
 constexpr const char* kOp = "max_unpool2d";
-
-// `small` has a value for each index; the other tensor, of `h` by `w`, is what the indices point into.
-MaxUnpool2dParams geometry(const Tensor& small, const Tensor& indices, int64_t h, int64_t w) {
-  check_4d(kOp, "indices", indices);
-  FASTCNN_CHECK(indices.scalar_type() == ScalarType::Long, kOp, ": expected elements in indices to be of dtype int64");
-  FASTCNN_CHECK(str(small) == str(indices), kOp, ": Expected shape of indices to be same as that of the input tensor (",
-                str(small), ") but got indices tensor with shape: ", str(indices));
-  MaxUnpool2dParams p{};
-  p.dtype = dtype_of(kOp, small);
-  p.n = small.size(0), p.c = small.size(1), p.pixels = small.size(2) * small.size(3);
-  p.places = h * w;
-  check_numel(kOp, {p.n, p.c, h, w});
-  return p;
-}
 
 // Cuts the work into tasks and runs the kernel on all; `h` and `w` are those of the planes that indices point into.
 template <class Kernel>
@@ -41,7 +25,7 @@ void run(MaxUnpool2dParams& p, MemoryFormat format, int64_t h, int64_t w, const 
 Tensor max_unpool2d(const Tensor& input, const Tensor& indices, const Ints& output_size, bool sum) {
   check_4d(kOp, "input", input);
   const Pair out = pair(kOp, "output_size", output_size, 0);
-  MaxUnpool2dParams p = geometry(input, indices, out.h, out.w);
+  MaxUnpool2dParams p = unpool_geometry(kOp, input, indices, out.h, out.w);
   const MemoryFormat format = format_of(input);
   const Tensor x = torch::stable::contiguous(input, format), at = torch::stable::contiguous(indices, format);
   Tensor y = empty({p.n, p.c, out.h, out.w}, x, format);
@@ -61,10 +45,7 @@ Tensor max_unpool2d_gather(const Tensor& input, const Tensor& indices) {
   const int64_t h = input.size(2), w = input.size(3);
   const MemoryFormat format = format_of(indices);
   Tensor y = empty({indices.size(0), indices.size(1), indices.size(2), indices.size(3)}, input, format);
-  MaxUnpool2dParams p = geometry(y, indices, h, w);
-  FASTCNN_CHECK(input.size(0) == p.n && input.size(1) == p.c && (p.places > 0 || !y.numel()), kOp,
-                ": expected grad of ", p.n, " images of ", p.c, " channels, as indices has, but got grad of size ",
-                str(input));
+  MaxUnpool2dParams p = gather_geometry(kOp, input, y, indices);
   if (!y.numel()) return y;
   const Tensor x = torch::stable::contiguous(input, format), at = torch::stable::contiguous(indices, format);
   p.x = x.const_data_ptr(), p.y = y.mutable_data_ptr();

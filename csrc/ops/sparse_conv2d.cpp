@@ -1,8 +1,6 @@
-#include "ops/sparse_conv2d.h"
-
 #include <algorithm>
 
-#include "ops/tensor.h"
+#include "ops/sparse_conv2d_plan.h"
 
 namespace fastcnn {
 namespace {
@@ -10,56 +8,6 @@ namespace {
 constexpr const char* kOp = "sparse_conv2d";
 constexpr int64_t kLanes = 16;   // of the widest vector: scratch is read and written in whole vectors
 constexpr int64_t kChunks = 16;  // partial sums of the weight's gradient, at most
-
-SparseConv2dParams geometry(const Ints& x, const Tensor& like, const Ints& counts, const Ints& indices,
-                            const Ints& kernel, const Ints& stride, const Ints& padding) {
-  FASTCNN_CHECK(x.size() == 4, kOp, ": expected 4D input (N, C, H, W), but got ", x.size(), "D");
-  const Pair k = pair(kOp, "kernel_size", kernel, 1), s = pair(kOp, "stride", stride, 1),
-             pad = pair(kOp, "padding", padding, 0);
-  SparseConv2dParams p{};
-  p.dtype = dtype_of(kOp, like);
-  p.counts = counts.data(), p.indices = indices.data(), p.links = indices.size();
-  int64_t links = 0;
-  for (const int64_t c : counts) {
-    FASTCNN_CHECK(c >= 0 && c <= p.links - links, kOp, ": expected counts to sum to the number of indices (", p.links,
-                  ")");
-    links += c;
-  }
-  FASTCNN_CHECK(links == p.links, kOp, ": expected counts to sum to the number of indices (", p.links, "), but got ",
-                links);
-  for (const int64_t i : indices)
-    FASTCNN_CHECK(i >= 0 && i < x[1], kOp, ": expected table to name input maps 0 to ", x[1] - 1, ", but got ", i);
-  p.kh = k.h, p.kw = k.w, p.sh = s.h, p.sw = s.w, p.ph = pad.h, p.pw = pad.w;
-  const int64_t h = x[2] + 2 * pad.h, w = x[3] + 2 * pad.w;
-  FASTCNN_CHECK(h >= k.h && w >= k.w, kOp, ": Calculated padded input size per channel: (", h, " x ", w,
-                "). Kernel size: (", k.h, " x ", k.w, "). Kernel size can't be greater than actual input size");
-  p.ym = {x[0], int64_t(counts.size()), (h - k.h) / s.h + 1, (w - k.w) / s.w + 1, 0, 0, 0, 0};
-  p.phases_h = std::min(s.h, k.h), p.phases_w = std::min(s.w, k.w);
-  p.rows = (h + s.h - 1) / s.h, p.pitch = (w + s.w - 1) / s.w;
-  check_numel(kOp, {std::max<int64_t>(x[1], 1), p.phases_h * p.phases_w, p.rows, p.pitch});
-  check_numel(kOp, {std::max<int64_t>(p.ym.n, 1), std::max<int64_t>(p.ym.c, 1), p.rows + p.kh, p.pitch + p.kw});
-  return p;
-}
-
-void check_weight(const Tensor& like, const Tensor& w, const SparseConv2dParams& p) {
-  check_same_dtype(kOp, "weight", like, w);
-  FASTCNN_CHECK(w.dim() == 3 && w.size(0) == p.links, kOp, ": expected weight of size [", p.links,
-                ", kernel height, kernel width], one kernel a link of table, but got weight of size ", str(w));
-}
-
-void check_grad(const Tensor& g, const SparseConv2dParams& p) {
-  FASTCNN_CHECK(
-      g.dim() == 4 && g.size(0) == p.ym.n && g.size(1) == p.ym.c && g.size(2) == p.ym.h && g.size(3) == p.ym.w, kOp,
-      ": expected grad of size [", p.ym.n, ", ", p.ym.c, ", ", p.ym.h, ", ", p.ym.w, "], but got grad of size ",
-      str(g));
-}
-
-Ints sizes(const Tensor& t) { return Ints(t.sizes().begin(), t.sizes().end()); }
-Ints kernel_of(const Tensor& w) {
-  FASTCNN_CHECK(w.dim() == 3, kOp, ": expected 3D weight (links, kernel height, kernel width), but got weight of size ",
-                str(w));
-  return {w.size(1), w.size(2)};
-}
 
 int64_t input_planes(const SparseConv2dParams& p) {
   return p.xm.c * p.phases_h * p.phases_w * p.rows * p.pitch + kLanes;
@@ -83,15 +31,13 @@ void run(const SparseConv2dParams& p, int64_t units, int64_t samples, const Kern
 Tensor sparse_conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Ints& counts,
                      const Ints& indices, const Ints& stride, const Ints& padding) {
   check_4d(kOp, "input", input);
-  SparseConv2dParams p = geometry(sizes(input), input, counts, indices, kernel_of(weight), stride, padding);
-  check_weight(input, weight, p);
+  SparseConv2dParams p =
+      sparse_geometry(kOp, sizes(input), input, counts, indices, sparse_kernel(kOp, weight), stride, padding);
+  check_sparse_weight(kOp, input, weight, p);
   const Tensor x = dense(input), w = torch::stable::contiguous(weight);
   Tensor b;
   if (bias) {
-    check_same_dtype(kOp, "bias", input, *bias);
-    FASTCNN_CHECK(bias->dim() == 1 && bias->size(0) == p.ym.c, kOp, ": expected bias of size [", p.ym.c,
-                  "], but got bias of size ", str(*bias));
-    b = torch::stable::contiguous(*bias);
+    b = sparse_bias(kOp, input, *bias, p);
     p.b = b.const_data_ptr();
   }
   Tensor y = empty({p.ym.n, p.ym.c, p.ym.h, p.ym.w}, x, format_of(x));
@@ -105,9 +51,9 @@ Tensor sparse_conv2d(const Tensor& input, const Tensor& weight, const std::optio
 
 Tensor sparse_conv2d_backward_input(const Tensor& grad, const Tensor& weight, const Ints& size, const Ints& counts,
                                     const Ints& indices, const Ints& stride, const Ints& padding) {
-  SparseConv2dParams p = geometry(size, grad, counts, indices, kernel_of(weight), stride, padding);
-  check_weight(grad, weight, p);
-  check_grad(grad, p);
+  SparseConv2dParams p = sparse_geometry(kOp, size, grad, counts, indices, sparse_kernel(kOp, weight), stride, padding);
+  check_sparse_weight(kOp, grad, weight, p);
+  check_sparse_grad(kOp, grad, p);
   const Tensor g = dense(grad), w = torch::stable::contiguous(weight);
   Tensor dx = empty(size, g, format_of(g));
   if (!dx.numel()) return dx;
@@ -122,9 +68,9 @@ std::tuple<Tensor, Tensor> sparse_conv2d_backward_weight(const Tensor& grad, con
                                                          const Ints& kernel_size, const Ints& counts,
                                                          const Ints& indices, const Ints& stride, const Ints& padding) {
   check_4d(kOp, "input", input);
-  SparseConv2dParams p = geometry(sizes(input), input, counts, indices, kernel_size, stride, padding);
+  SparseConv2dParams p = sparse_geometry(kOp, sizes(input), input, counts, indices, kernel_size, stride, padding);
   check_same_dtype(kOp, "grad", input, grad);
-  check_grad(grad, p);
+  check_sparse_grad(kOp, grad, p);
   const Tensor g = dense(grad), x = dense(input);
   Tensor dw = empty({p.links, p.kh, p.kw}, x, MemoryFormat::Contiguous);
   Tensor db = empty({p.ym.c}, x, MemoryFormat::Contiguous);

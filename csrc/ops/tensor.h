@@ -74,18 +74,7 @@ inline void check_4d(const char* op, const char* argument, const Tensor& t) {
   FASTCNN_CHECK(t.dim() == 4, op, ": expected 4D ", argument, " (N, C, H, W), but got ", argument, " of size ", str(t));
 }
 
-// A call with a tensor on another GPU, or on none, reaches the CUDA op, too: its kernel would read what is not there.
-inline void check_beside(const char* op, const char* argument, const Tensor& x, const Tensor& t) {
-#ifdef FASTCNN_CUDA
-  FASTCNN_CHECK(x.is_cuda() == t.is_cuda() && x.get_device_index() == t.get_device_index(), op, ": expected ", argument,
-                " on the device of the other tensors");
-#else
-  (void)op, (void)argument, (void)x, (void)t;
-#endif
-}
-
 inline void check_same_dtype(const char* op, const char* argument, const Tensor& x, const Tensor& t) {
-  check_beside(op, argument, x, t);
   FASTCNN_CHECK(x.scalar_type() == t.scalar_type(), op, ": Input type (", name_of(x.scalar_type()), ") and ", argument,
                 " type (", name_of(t.scalar_type()), ") should be the same");
 }

@@ -70,7 +70,8 @@ def max_unpool2d(input, indices, kernel_size, stride=None, padding=0, output_siz
 
     input, indices: (N, C, H, W) or (C, H, W), indices int64. Returns (N, C, OH, OW) in input's dtype and memory format:
     (H-1)*stride - 2*padding + kernel_size, or output_size, which may differ from it by less than stride. ValueError on
-    an output_size that does, and on an unknown overlap; RuntimeError on shapes and on an index outside the output.
+    an output_size that does, and on an unknown overlap; RuntimeError on shapes and, on a CPU, on an index outside the
+    output; a GPU leaves its value out, since saying so would have to wait for the kernel.
     """
     if has_torch_function((input, indices)):
         return handle_torch_function(
