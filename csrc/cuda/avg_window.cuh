@@ -22,8 +22,7 @@ struct Ratio {
 
 // AvgPoolAxis as the kernels use it.
 struct AvgAxis {
-  int in, out, k, s, p;
-  bool count_include_pad;
+  int in, out, k, s, p, count_include_pad;
   Divisor by_s;
   Ratio inward, outward;  // adaptive: of the input's positions to an output's, and the other way round
 

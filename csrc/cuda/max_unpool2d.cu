@@ -74,6 +74,7 @@ __device__ __forceinline__ void scatter(A* held, int place, A value) {
       if (other != place) continue;
       first &= j >= lane, sum += term;
     }
+    sync_warp();  // all lanes of a place have read it
     if (first) store_shared(held + place, sum);
   } else {
     bool last = place >= 0;

@@ -91,8 +91,7 @@ __global__ void __launch_bounds__(kSubsampleThreads, 4) subsample2d_backward_inp
 
 // A block takes 2^lane_bits channels (NCHW: one) of an image and kSubsampleChain outputs a thread.
 struct Cut {
-  int lane_bits;
-  bool nhwc;
+  int lane_bits, nhwc;
   int64_t images, groups, pieces, blocks;
   Divisor by_groups, by_pieces, by_ow;
 

@@ -8,16 +8,18 @@
 
 namespace fastcnn::cuda {
 
+namespace {
+
 struct UploadPart {
   static constexpr int kMost = 896;  // arguments may take 4 KiB
   int32_t values[kMost];
 };
 
-static __global__ void upload_part(UploadPart part, int count, int32_t* to) {
+__global__ void upload_part(UploadPart part, int count, int32_t* to) {
   for (int i = threadIdx.x; i < count; i += blockDim.x) store(to + i, part.values[i]);
 }
 
-inline const char* upload(const std::vector<int32_t>& values, int32_t* to, void* stream) {
+const char* upload(const std::vector<int32_t>& values, int32_t* to, void* stream) {
   const int64_t size = int64_t(values.size());
   for (int64_t i = 0; i < size; i += UploadPart::kMost) {
     UploadPart part{};
@@ -29,4 +31,5 @@ inline const char* upload(const std::vector<int32_t>& values, int32_t* to, void*
   return nullptr;
 }
 
+}  // namespace
 }  // namespace fastcnn::cuda

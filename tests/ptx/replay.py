@@ -98,8 +98,8 @@ def replay(launches: list[Launch], stem: str, inputs: list[torch.Tensor], output
         for first, end, address in ranges:
             if first <= word < end:
                 return address + word - first
-        if not 1 << 40 <= word < 1 << 47:
-            return word  # no pointer: smaller, or the bits of a float64
+        if not 1 << 44 <= word < 1 << 47:
+            return word  # no pointer: smaller, as flags behind an int are, or the bits of a float64
         first = word & ~0xFF
         ranges.append((first, first + WORKSPACE, memory.add(torch.full((WORKSPACE,), 0xFF, dtype=torch.uint8).numpy())))
         return ranges[-1][2] + word - first

@@ -15,6 +15,11 @@ pytestmark = pytest.mark.skipif(library.MISSING is not None, reason=str(library.
 
 POOL3 = ((3, 3), (2, 2), (0, 0), (1, 1), False)
 LRN = (5, 1e-4 / 5, 0.75, 2.0, 1, False)
+AVG3 = ((3, 3), (2, 2), (1, 1), False, True, None)
+SUBSAMPLE = ((2, 2), (2, 2), 0.25)
+# Of sparse convolution: counts and input maps; then stride and padding, as of local convolution, with its dilation.
+TABLE = ((2, 0, 3), (0, 4, 1, 1, 2), (1, 1), (1, 2))
+LOCAL = ((2, 1), (1, 0), (1, 2))
 LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 # AlexNet's (Krizhevsky et al. 2012, section 3.5) at a third of their height and width, ResNet's, GoogLeNet's, odd ones.
 SIZES = {"norm1": (2, 96, 19, 19), "norm2": (2, 256, 9, 9), "resnet": (1, 64, 28, 28), "odd": (3, 13, 7, 5)}
@@ -49,9 +54,45 @@ def counted():
 
 def calls(o, size, dtype, layout):
     """Every op of this file with its backward pass, as name: (call, tensors whose bytes it must move)."""
+    return {**pooling_calls(o, size, dtype, layout), **other_calls(o, size, dtype, layout)}
+
+
+def other_calls(o, size, dtype, layout):
+    """Those of sparse and local convolution have few channels, and no traffic to promise: windows share their bytes."""
+    stock, draw = torch.ops.fastcnn, lambda *size: torch.randn(size).to(dtype)
+    x, w = draw(*size).to(memory_format=layout), draw(size[1])
+    few = draw(2, 5, 7, 8).to(memory_format=layout)
+    sparse_w, local_w = draw(5, 3, 2), draw(4, 6, 9, 5, 3, 2)
+    y, sparse_y = stock._subsample2d(x, w, w, *SUBSAMPLE), stock._sparse_conv2d(few, sparse_w, None, *TABLE)
+    local_y = stock._local_conv2d(few, local_w, None, *LOCAL)
+    return {
+        "batch_norm_relu": (lambda: o._batch_norm_relu(x, w, w.abs(), w, None, 1e-5, True), (x, x)),
+        "subsample2d": (lambda: o._subsample2d(x, w, w, *SUBSAMPLE), (x, y)),
+        "subsample2d_backward_input": (lambda: o.subsample2d_backward_input(y, w, x.shape, *SUBSAMPLE), (x, y)),
+        "subsample2d_backward_weight": (lambda: o.subsample2d_backward_weight(y, x, *SUBSAMPLE), (x, y)),
+        "sparse_conv2d": (lambda: o._sparse_conv2d(few, sparse_w, None, *TABLE), ()),
+        "sparse_conv2d_backward_input": (
+            lambda: o.sparse_conv2d_backward_input(sparse_y, sparse_w, few.shape, *TABLE),
+            (),
+        ),
+        "sparse_conv2d_backward_weight": (lambda: o.sparse_conv2d_backward_weight(sparse_y, few, (3, 2), *TABLE), ()),
+        "local_conv2d": (lambda: o._local_conv2d(few, local_w, None, *LOCAL), ()),
+        "local_conv2d_backward_input": (lambda: o.local_conv2d_backward_input(local_y, local_w, few.shape, *LOCAL), ()),
+        "local_conv2d_backward_weight": (
+            lambda: o.local_conv2d_backward_weight(local_y, few, (5, 3, 2), *LOCAL),
+            (),
+        ),
+    }
+
+
+def pooling_calls(o, size, dtype, layout):
+    """Max unpooling looks twice at indices of planes that it makes in parts."""
     x, g = (torch.randn(size).to(dtype).to(memory_format=layout) for _ in range(2))
     y, argmax = torch.ops.fastcnn._max_pool2d(x, *POOL3)
     gy = torch.randn(y.shape).to(dtype).to(memory_format=layout)
+    nhwc = layout is torch.channels_last
+    _, at = torch.nn.functional.max_pool2d(x.double(), 3, 2, return_indices=True)
+    avg, mean = torch.ops.fastcnn._avg_pool2d(x, *AVG3), torch.ops.fastcnn._adaptive_avg_pool2d(x, (1, 1))
     return {
         "local_response_norm": (lambda: o._local_response_norm(x, *LRN), (x, x)),
         "local_response_norm_backward": (lambda: o.local_response_norm_backward(g, x, *LRN), (g, x, x)),
@@ -63,10 +104,22 @@ def calls(o, size, dtype, layout):
             lambda: o.lrn_max_pool2d_backward(gy, argmax, x, *LRN, *POOL3),
             (gy, argmax, x, x),
         ),
+        "avg_pool2d": (lambda: o._avg_pool2d(x, *AVG3), (x, avg)),
+        "avg_pool2d_backward": (lambda: o.avg_pool2d_backward(avg, x.shape, nhwc, *AVG3), (avg, x)),
+        "adaptive_avg_pool2d": (lambda: o._adaptive_avg_pool2d(x, (1, 1)), (x, mean)),
+        "adaptive_avg_pool2d_uneven": (lambda: o._adaptive_avg_pool2d(x, (2, 3)), (x,)),
+        "adaptive_avg_pool2d_backward": (
+            lambda: o.adaptive_avg_pool2d_backward(mean, x.shape, nhwc, (1, 1)),
+            (mean, x),
+        ),
+        "max_unpool2d": (lambda: o._max_unpool2d(gy, at, x.shape[2:], False), (gy, at, at, x)),
+        "max_unpool2d_sum": (lambda: o._max_unpool2d(gy, at, x.shape[2:], True), (gy, at, at, x)),
+        "max_unpool2d_gather": (lambda: o.max_unpool2d_gather(x, at), (x, at, y)),
     }
 
 
-OPS = list(calls(torch.ops.fastcnn, (1, 8, 7, 7), torch.float32, torch.contiguous_format))
+CALLS = calls(torch.ops.fastcnn, (1, 8, 7, 7), torch.float32, torch.contiguous_format)
+OPS = list(CALLS)
 
 
 def flat(result):
@@ -87,10 +140,11 @@ def test_no_order_changes_a_bit(simt, op, size, dtype, layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("op", [op for op in OPS if "gather" not in op])
+@pytest.mark.parametrize("op", [op for op in OPS if "gather" not in op and CALLS[op][1]])
 def test_traffic(simt, op, layout):
     """One read and one write: in distinct sectors, and for normalization in what the threads ask for; requests use
-    whole sectors. (Pooling in NCHW reads every other value: its sectors serve neighbouring taps from the cache.)"""
+    whole sectors. (Pooling in NCHW reads every other value: its sectors serve neighbouring taps from the cache. Max
+    unpooling in parts takes what belongs to a part out of its sectors.)"""
     call, tensors = calls(simt, (2, 96, 24, 24), torch.float32, LAYOUTS[layout])[op]
     with counted() as counters:
         call()
@@ -99,6 +153,6 @@ def test_traffic(simt, op, layout):
     assert 0 < c.read_bytes + c.written_bytes <= 1.1 * least
     if op.startswith("local_response_norm"):
         assert c.global_load.bytes + c.global_store.bytes == least
-    if layout == "nhwc" or op.startswith("local_response_norm"):
+    if (layout == "nhwc" and not op.startswith("max_unpool2d")) or op.startswith("local_response_norm"):
         assert c.global_load.units <= 1.1 * c.global_load.ideal
         assert c.global_store.units <= 1.1 * c.global_store.ideal
