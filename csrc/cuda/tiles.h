@@ -16,7 +16,19 @@ constexpr int kNormThreads = 256, kAhead = 4, kNormPixels = 64;
 // whose 19 input rows of 55 pixels take 134 KB: within the first-level cache of an A100 or H100.
 constexpr int kPoolThreads = 256, kPoolLanes = 8, kPoolElements = 2048;
 
+// Convolution without shared memory: 16 sums a thread take two loads of 4 elements to 16 products.
+constexpr int kConvThreads = 128, kDirectPixels = 4;
+
 constexpr int64_t kMostBlocks = (int64_t{1} << 31) - 1;  // of a grid
+
+// Ranges of pixels that weight gradients are summed over separately, where `blocks` blocks cover the weight: so many
+// that the blocks fill the 132 processors of an H100 four times, but none of fewer than 256 pixels. A function of sizes
+// alone, so that the sums are the same on every chip.
+inline int64_t weight_grad_splits(int64_t pixels, int64_t blocks) {
+  const int64_t wanted = (4 * 132 + blocks - 1) / blocks, most = (pixels + 255) / 256;
+  const int64_t splits = wanted < most ? wanted : most, chunk = (pixels + splits - 1) / splits;
+  return (pixels + chunk - 1) / chunk;
+}
 
 inline bool aligned(const void* p, int bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
 

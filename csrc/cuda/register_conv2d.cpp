@@ -1,0 +1,157 @@
+#include "cuda/conv2d.cuh"
+#include "cuda/registration.h"
+#include "ops/conv2d_checks.h"
+
+namespace fastcnn {
+namespace {
+
+// A weight as it stands, for the kernels that read it by strides.
+cuda::WeightStrides strides_of(const Tensor& w, int64_t groups) {
+  return {w.stride(0), w.stride(1), w.stride(2), w.stride(3), w.size(0) / groups * w.stride(0)};
+}
+
+Tensor pack(const char* op, const Tensor& like, const cuda::Conv2dPack& p) {
+  const Tensor packed =
+      empty({cuda::packed_layout(p.g, p.to).elements}, like, MemoryFormat::Contiguous, scalar_type_of(p.to));
+  cuda::Conv2dPack filled = p;
+  filled.packed = packed.mutable_data_ptr();
+  launched(op, like, [&](void* stream) { return cuda::pack_conv2d_weight(filled, stream); });
+  return packed;
+}
+
+Tensor pack_weight(const Tensor& weight, int64_t groups, bool) {
+  constexpr const char* kOp = "_pack_weight";
+  check_4d(kOp, "weight", weight);
+  FASTCNN_CHECK(groups > 0 && weight.size(0) % groups == 0, kOp, ": expected groups to divide weight's ",
+                weight.size(0), " output channels, but got ", groups);
+  ConvGeometry g{};
+  g.groups = groups, g.group_in = weight.size(1), g.group_out = weight.size(0) / groups;
+  g.kh = int32_t(weight.size(2)), g.kw = int32_t(weight.size(3));
+  const Dtype dtype = dtype_of(kOp, weight);
+  return pack(kOp, weight, {weight.const_data_ptr(), nullptr, dtype, dtype, strides_of(weight, groups), false, g});
+}
+
+// The weight that a call was given beside its own, of the input's type or, folded, of the accumulator's.
+Tensor given(const Tensor& packed, const ConvGeometry& g, Dtype dtype) {
+  constexpr const char* kOp = "conv2d";
+  const Dtype from = dtype_of(kOp, packed);
+  const cuda::PackedLayout layout = cuda::packed_layout(g, from);
+  FASTCNN_CHECK(packed.dim() == 1 && packed.numel() == layout.elements &&
+                    (from == dtype || packed.scalar_type() == accumulator_type(dtype)),
+                kOp, ": expected packed weight of ", layout.elements, " elements, but got ", str(packed));
+  if (from == dtype) return packed;
+  return pack(kOp, packed, {packed.const_data_ptr(), nullptr, from, dtype, layout.strides, false, g});
+}
+
+// x with its border filled as `mode` says.
+Tensor pad(const Tensor& x, const Conv2dArgs& a, Padding mode) {
+  const Ints size{x.size(0), x.size(1), x.size(2) + 2 * a.padding.h, x.size(3) + 2 * a.padding.w};
+  check_numel("conv2d", size);
+  const Tensor y = empty(size, x, format_of(x));
+  if (!y.numel()) return y;
+  const cuda::Pad2d p{
+      x.const_data_ptr(), y.mutable_data_ptr(), int64_t(size_of(x.scalar_type())), mode, map_of(x), map_of(y),
+      a.padding.h,        a.padding.w};
+  launched("conv2d", x, [&](void* stream) { return cuda::pad2d(p, stream); });
+  return y;
+}
+
+Tensor convolve(const Tensor& input, const Tensor& weight, const OptionalTensor& packed, const OptionalTensor& bias,
+                const OptionalTensor& residual, Conv2dArgs a, bool relu, int64_t accuracy,
+                Padding mode = Padding::zeros) {
+  constexpr const char* kOp = "conv2d";
+  cuda::Conv2d p{};
+  p.dtype = dtype_of(kOp, input), p.relu = relu;
+  p.g = conv_geometry(kOp, input, weight, a);
+  check_reach(kOp, input, a, mode);
+  check_accuracy(kOp, accuracy);
+  const Ints size = conv_output(kOp, input, weight, p.g);
+  check_numel(kOp, size);
+  check_bias(kOp, input, weight, bias, packed.has_value());
+  check_residual(kOp, input, residual, size);
+  Tensor x = dense(input);
+  const Tensor y = empty(size, x, conv_format(x, weight));
+  if (!y.numel()) return y;
+  if (mode != Padding::zeros) x = pad(x, a, mode), p.g.ph = p.g.pw = 0;
+  const Tensor held = packed ? given(*packed, p.g, p.dtype) : weight;
+  p.w = held.const_data_ptr();
+  p.ws = packed ? cuda::packed_layout(p.g, p.dtype).strides : strides_of(weight, a.groups);
+  const Tensor b = bias ? torch::stable::contiguous(*bias) : x;
+  if (bias) p.bias = b.const_data_ptr(), p.wide_bias = b.scalar_type() != input.scalar_type();
+  if (residual) p.residual = residual->const_data_ptr(), p.rm = map_of(*residual);
+  p.x = x.const_data_ptr(), p.xm = map_of(x), p.y = y.mutable_data_ptr(), p.ym = map_of(y);
+  launched(kOp, x, [&](void* stream) { return cuda::conv2d_direct(p, stream); });
+  return y;
+}
+
+Tensor conv2d(const Tensor& x, const Tensor& w, const OptionalTensor& bias, const OptionalTensor& residual,
+              const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups, bool relu,
+              int64_t accuracy) {
+  const Conv2dArgs a = read_args("conv2d", stride, padding, dilation, groups);
+  return convolve(x, w, std::nullopt, bias, residual, a, relu, accuracy);
+}
+
+Tensor conv2d_packed(const Tensor& x, const Tensor& w, const OptionalTensor& packed, const OptionalTensor& bias,
+                     const OptionalTensor& residual, const Ints& geometry, bool relu, int64_t accuracy) {
+  Padding mode;
+  const Conv2dArgs a = read_flat_args(geometry, mode);
+  return convolve(x, w, packed, bias, residual, a, relu, accuracy, mode);
+}
+
+Tensor conv2d_backward_input(const Tensor& grad, const Tensor& weight, const Ints& size, const Ints& stride,
+                             const Ints& padding, const Ints& dilation, int64_t groups, int64_t accuracy) {
+  constexpr const char* kOp = "conv2d_backward_input";
+  check_accuracy(kOp, accuracy);
+  cuda::Conv2d p{};
+  p.dtype = dtype_of(kOp, grad), p.adjoint = true;
+  const Conv2dArgs a = read_args(kOp, stride, padding, dilation, groups);
+  check_input_grad_args(kOp, grad, weight, size);
+  const Tensor g = dense(grad), dx = empty(size, g, conv_format(g, weight));
+  p.g = conv_geometry(kOp, dx, weight, a);
+  check_grad(kOp, grad, conv_output(kOp, dx, weight, p.g));
+  if (!dx.numel()) return dx;
+  std::swap(p.g.group_in, p.g.group_out);
+  p.w = weight.const_data_ptr(), p.ws = strides_of(weight, groups);
+  std::swap(p.ws.o, p.ws.c);
+  p.x = g.const_data_ptr(), p.xm = map_of(g), p.y = dx.mutable_data_ptr(), p.ym = map_of(dx);
+  launched(kOp, g, [&](void* stream) { return cuda::conv2d_direct(p, stream); });
+  return dx;
+}
+
+Tensor conv2d_backward_weight(const Tensor& grad, const Tensor& input, const Ints& size, const Ints& stride,
+                              const Ints& padding, const Ints& dilation, int64_t groups, int64_t accuracy) {
+  constexpr const char* kOp = "conv2d_backward_weight";
+  check_accuracy(kOp, accuracy);
+  cuda::Conv2dWeightGrad p{};
+  p.dtype = dtype_of(kOp, grad);
+  const Conv2dArgs a = read_args(kOp, stride, padding, dilation, groups);
+  check_weight_grad_args(kOp, grad, input, size);
+  Tensor dw = empty(size, grad, MemoryFormat::Contiguous);
+  p.g = conv_geometry(kOp, input, dw, a);
+  check_grad(kOp, grad, conv_output(kOp, input, dw, p.g));
+  if (!dw.numel()) return dw;
+  if (!grad.numel()) return torch::stable::fill_(dw, 0.0);
+  const Tensor x = dense(input), g = dense(grad);
+  p.x = x.const_data_ptr(), p.xm = map_of(x), p.grad = g.const_data_ptr(), p.gm = map_of(g);
+  p.dw = dw.mutable_data_ptr();
+  p.splits = cuda::direct_weight_grad_splits(p);
+  check_numel(kOp, {p.splits, dw.numel()});
+  const Tensor partial = empty({p.splits, dw.numel()}, dw, MemoryFormat::Contiguous, accumulator_type(p.dtype));
+  p.partial = partial.mutable_data_ptr();
+  launched(kOp, g, [&](void* stream) {
+    const char* error = cuda::conv2d_weight_grad_direct(p, stream);
+    return error ? error : cuda::conv2d_weight_grad_finish(p, stream);
+  });
+  return dw;
+}
+
+}  // namespace
+}  // namespace fastcnn
+
+FASTCNN_CUDA_LIBRARY(m) {
+  m.impl("conv2d", TORCH_BOX(&fastcnn::conv2d));
+  m.impl("_conv2d", TORCH_BOX(&fastcnn::conv2d_packed));
+  m.impl("_pack_weight", TORCH_BOX(&fastcnn::pack_weight));
+  m.impl("conv2d_backward_input", TORCH_BOX(&fastcnn::conv2d_backward_input));
+  m.impl("conv2d_backward_weight", TORCH_BOX(&fastcnn::conv2d_backward_weight));
+}
