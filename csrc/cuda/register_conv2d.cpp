@@ -1,6 +1,8 @@
 #include "cuda/conv2d.cuh"
+#include "cuda/conv2d_dispatch.h"
 #include "cuda/registration.h"
 #include "ops/conv2d_checks.h"
+#include "ops/conv2d_phases.h"
 
 namespace fastcnn {
 namespace {
@@ -43,6 +45,18 @@ Tensor given(const Tensor& packed, const ConvGeometry& g, Dtype dtype) {
   return pack(kOp, packed, {packed.const_data_ptr(), nullptr, from, dtype, layout.strides, false, g});
 }
 
+// t in NHWC, at an address that copies of 16 bytes can start from.
+Tensor nhwc(const Tensor& t) {
+  const Tensor n = torch::stable::contiguous(t, MemoryFormat::ChannelsLast);
+  return cuda::aligned(n.const_data_ptr(), 16) ? n : torch::stable::clone(n);
+}
+
+// Its map, without the liberties that strides of sizes of one take.
+Map nhwc_map(const Tensor& t) {
+  const int64_t c = t.size(1), h = t.size(2), w = t.size(3);
+  return {t.size(0), c, h, w, h * w * c, 1, w * c, c};
+}
+
 // x with its border filled as `mode` says.
 Tensor pad(const Tensor& x, const Conv2dArgs& a, Padding mode) {
   const Ints size{x.size(0), x.size(1), x.size(2) + 2 * a.padding.h, x.size(3) + 2 * a.padding.w};
@@ -73,15 +87,30 @@ Tensor convolve(const Tensor& input, const Tensor& weight, const OptionalTensor&
   const Tensor y = empty(size, x, conv_format(x, weight));
   if (!y.numel()) return y;
   if (mode != Padding::zeros) x = pad(x, a, mode), p.g.ph = p.g.pw = 0;
-  const Tensor held = packed ? given(*packed, p.g, p.dtype) : weight;
-  p.w = held.const_data_ptr();
-  p.ws = packed ? cuda::packed_layout(p.g, p.dtype).strides : strides_of(weight, a.groups);
   const Tensor b = bias ? torch::stable::contiguous(*bias) : x;
   if (bias) p.bias = b.const_data_ptr(), p.wide_bias = b.scalar_type() != input.scalar_type();
-  if (residual) p.residual = residual->const_data_ptr(), p.rm = map_of(*residual);
-  p.x = x.const_data_ptr(), p.xm = map_of(x), p.y = y.mutable_data_ptr(), p.ym = map_of(y);
-  launched(kOp, x, [&](void* stream) { return cuda::conv2d_direct(p, stream); });
-  return y;
+  const auto run = [&](const char* (*kernel)(const cuda::Conv2d&, void*)) {
+    launched(kOp, x, [&](void* stream) { return kernel(p, stream); });
+  };
+  if (cuda::choose_kernel(p.g, p.dtype) == cuda::ConvKernel::direct) {
+    const Tensor w = packed ? given(*packed, p.g, p.dtype) : weight;
+    p.w = w.const_data_ptr();
+    p.ws = packed ? cuda::packed_layout(p.g, p.dtype).strides : strides_of(weight, a.groups);
+    if (residual) p.residual = residual->const_data_ptr(), p.rm = map_of(*residual);
+    p.x = x.const_data_ptr(), p.xm = map_of(x), p.y = y.mutable_data_ptr(), p.ym = map_of(y);
+    run(cuda::conv2d_direct);
+    return y;
+  }
+  // Tensor cores read and write NHWC.
+  const Tensor w = packed ? given(*packed, p.g, p.dtype) : pack_weight(weight, a.groups, false);
+  const Tensor from = nhwc(x), r = residual ? nhwc(*residual) : x;
+  const bool in_place = is_channels_last(y) || size[2] * size[3] == 1;
+  const Tensor to = in_place ? y : empty(size, x, MemoryFormat::ChannelsLast);
+  p.w = w.const_data_ptr(), p.ws = cuda::packed_layout(p.g, p.dtype).strides;
+  if (residual) p.residual = r.const_data_ptr(), p.rm = nhwc_map(r);
+  p.x = from.const_data_ptr(), p.xm = nhwc_map(from), p.y = to.mutable_data_ptr(), p.ym = nhwc_map(to);
+  run(cuda::conv2d_mma);
+  return in_place ? y : torch::stable::contiguous(to);
 }
 
 Tensor conv2d(const Tensor& x, const Tensor& w, const OptionalTensor& bias, const OptionalTensor& residual,
@@ -98,6 +127,37 @@ Tensor conv2d_packed(const Tensor& x, const Tensor& w, const OptionalTensor& pac
   return convolve(x, w, packed, bias, residual, a, relu, accuracy, mode);
 }
 
+// Fills dx, NHWC, by convolutions of grad, NHWC, with stride 1: one for each phase of the forward one's stride.
+void adjoint(const char* op, const Tensor& grad, const Tensor& weight, const ConvGeometry& forward, Tensor& dx) {
+  const Dtype dtype = dtype_of(op, grad);
+  const Map whole = nhwc_map(dx);
+  for (const Phase& down : phases(whole.h, forward.kh, forward.sh, forward.ph, forward.dh))
+    for (const Phase& beside : phases(whole.w, forward.kw, forward.sw, forward.pw, forward.dw)) {
+      cuda::Conv2d p{};
+      p.dtype = dtype, p.g = forward;
+      std::swap(p.g.group_in, p.g.group_out);
+      p.g.kh = down.taps, p.g.ph = down.padding, p.g.kw = beside.taps, p.g.pw = beside.padding, p.g.sh = p.g.sw = 1;
+      p.x = grad.const_data_ptr(), p.xm = nhwc_map(grad);
+      p.y = static_cast<char*>(dx.mutable_data_ptr()) +
+            (down.first * whole.sh + beside.first * whole.sw) * size_of(dtype);
+      p.ym = whole;
+      p.ym.h = down.count, p.ym.sh *= down.step, p.ym.w = beside.count, p.ym.sw *= beside.step;
+      if (!down.taps || !beside.taps) {  // no window reads these: a sum over no channels
+        p.g.kh = p.g.kw = 1, p.g.group_in = 0, p.w = weight.const_data_ptr();
+        launched(op, grad, [&](void* stream) { return cuda::conv2d_direct(p, stream); });
+        continue;
+      }
+      cuda::WeightStrides ws = strides_of(weight, forward.groups);
+      const void* first_tap =
+          static_cast<const char*>(weight.const_data_ptr()) + (down.tap * ws.i + beside.tap * ws.j) * size_of(dtype);
+      std::swap(ws.o, ws.c);
+      ws.i *= down.tap_step, ws.j *= beside.tap_step;
+      const Tensor w = pack(op, grad, {first_tap, nullptr, dtype, dtype, ws, true, p.g});
+      p.w = w.const_data_ptr(), p.ws = cuda::packed_layout(p.g, dtype).strides;
+      launched(op, grad, [&](void* stream) { return cuda::conv2d_mma(p, stream); });
+    }
+}
+
 Tensor conv2d_backward_input(const Tensor& grad, const Tensor& weight, const Ints& size, const Ints& stride,
                              const Ints& padding, const Ints& dilation, int64_t groups, int64_t accuracy) {
   constexpr const char* kOp = "conv2d_backward_input";
@@ -106,11 +166,19 @@ Tensor conv2d_backward_input(const Tensor& grad, const Tensor& weight, const Int
   p.dtype = dtype_of(kOp, grad), p.adjoint = true;
   const Conv2dArgs a = read_args(kOp, stride, padding, dilation, groups);
   check_input_grad_args(kOp, grad, weight, size);
-  const Tensor g = dense(grad), dx = empty(size, g, conv_format(g, weight));
-  p.g = conv_geometry(kOp, dx, weight, a);
+  const Tensor g = dense(grad);
+  Tensor dx = empty(size, g, conv_format(g, weight));
+  const ConvGeometry forward = p.g = conv_geometry(kOp, dx, weight, a);
   check_grad(kOp, grad, conv_output(kOp, dx, weight, p.g));
   if (!dx.numel()) return dx;
   std::swap(p.g.group_in, p.g.group_out);
+  const bool strided = p.g.sh > 1 || p.g.sw > 1, dilated = p.g.dh > 1 || p.g.dw > 1;
+  if (cuda::choose_kernel(p.g, p.dtype) == cuda::ConvKernel::mma && !(strided && dilated)) {
+    const bool in_place = is_channels_last(dx) || size[2] * size[3] == 1;
+    Tensor to = in_place ? dx : empty(size, g, MemoryFormat::ChannelsLast);
+    adjoint(kOp, nhwc(g), weight, forward, to);
+    return in_place ? dx : torch::stable::contiguous(to);
+  }
   p.w = weight.const_data_ptr(), p.ws = strides_of(weight, groups);
   std::swap(p.ws.o, p.ws.c);
   p.x = g.const_data_ptr(), p.xm = map_of(g), p.y = dx.mutable_data_ptr(), p.ym = map_of(dx);
