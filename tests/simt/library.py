@@ -37,7 +37,7 @@ def build(sanitize: str = "") -> Path:
     out = ROOT / "build" / "simt" / hashlib.sha256(" ".join(flags).encode()).hexdigest()[:12]
     out.mkdir(parents=True, exist_ok=True)
     sources = [*sorted((ROOT / "csrc/cuda").glob("*.cu")), *sorted((ROOT / "csrc/cuda").glob("*.cpp"))]
-    jobs = [(out / f"{source.stem}.o", source) for source in [*sources, ROOT / "tests/simt/namespace.cpp"]]
+    jobs = [(out / f"{source.stem}.o", source) for source in [*sources, *(ROOT / "tests/simt").glob("*.cpp")]]
 
     def compile(job):
         subprocess.run([CXX, *flags, "-MMD", "-x", "c++", "-c", str(job[1]), "-o", str(job[0])], check=True)
