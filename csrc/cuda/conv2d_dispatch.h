@@ -6,13 +6,17 @@
 
 namespace fastcnn::cuda {
 
-enum class ConvKernel { direct, mma };
+enum class ConvKernel { direct, ffma, mma };
 
 // g: channels per group of the sum's input and output, its taps.
 inline ConvKernel choose_kernel(const ConvGeometry& g, Dtype dtype) {
-  // Copies of 16 bytes and one bit a tap; 16-bit tensors in NCHW are copied to NHWC first.
+  if (g.kh > kMostTaps || g.kw > kMostTaps) return ConvKernel::direct;
+  // Copies of 16 bytes; 16-bit tensors in NCHW are copied to NHWC first.
   const bool chunks = g.group_in > 0 && g.group_in % 8 == 0 && g.group_out % 8 == 0;
-  return size_of(dtype) == 2 && chunks && g.kh <= 32 && g.kw <= 32 ? ConvKernel::mma : ConvKernel::direct;
+  if (size_of(dtype) == 2) return chunks ? ConvKernel::mma : ConvKernel::direct;
+  // A step takes 8 channels and a block 64 outputs, there or not; the direct kernel does with a quarter of the rate.
+  const bool full = g.group_in >= 3 && g.group_out >= 16;
+  return dtype == Dtype::f32 && full ? ConvKernel::ffma : ConvKernel::direct;
 }
 
 }  // namespace fastcnn::cuda

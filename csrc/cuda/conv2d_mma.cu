@@ -2,6 +2,7 @@
 // over taps and, within each, channels. No operand is ever laid out as a matrix: a row of the left one is gathered as
 // the sum proceeds, tap by tap, from where its pixel's window lies.
 #include "cuda/conv2d_epilogue.cuh"
+#include "cuda/conv2d_taps.cuh"
 #include "cuda/divisor.h"
 #include "cuda/mma_tile.cuh"
 #include "cuda/tiles.h"
@@ -14,6 +15,7 @@ constexpr int64_t kMost = (int64_t{1} << 31) - 1;
 struct Params {
   Conv2d conv;
   int pixels, steps;  // steps: of kDepth channels, in all taps
+  TapSteps by;
   Divisor by_h, by_w, by_columns;
 };
 
@@ -32,14 +34,6 @@ struct Tile {
   static_assert(kWarpM * kOutRow * sizeof(float) <= sizeof(Stage) * kStages);
 };
 
-// Which rows (or columns) of the input the taps at first, first + step, ... find: bit i for tap i.
-__device__ __forceinline__ uint32_t taps_inside(int first, int step, int taps, int size) {
-  uint32_t mask = 0;
-  for (int i = 0; i < taps; ++i)
-    if (uint32_t(first + i * step) < uint32_t(size)) mask |= 1u << i;
-  return mask;
-}
-
 template <class T, int kM, int kN, int kWarpM, int kWarpN, int kStages>
 __global__ void __launch_bounds__(Tile<T, kM, kN, kWarpM, kWarpN, kStages>::kThreads, kM == 128 ? 2 : 4)
     conv2d_mma_kernel(Params p) {
@@ -55,18 +49,16 @@ __global__ void __launch_bounds__(Tile<T, kM, kN, kWarpM, kWarpN, kStages>::kThr
   // What this thread copies: chunk `chunk` of some pixels and of some output channels.
   const int chunk = thread % (kDepth / kChunk), row = thread / (kDepth / kChunk);
   const int place = row * kDepth + inner_chunk(row, chunk) * kChunk;
-  const T *x[S::kCopiesA], *w[S::kCopiesB];
-  uint32_t rows_inside[S::kCopiesA], columns_inside[S::kCopiesA];
+  Window<T> windows[S::kCopiesA];
+  const T* w[S::kCopiesB];
   bool exists[S::kCopiesB];
 #pragma unroll
   for (int u = 0; u < S::kCopiesA; ++u) {
     const int pixel = m0 + row + u * S::kRows;
     uint32_t oh, ow;
     const uint32_t n = p.by_h.divide(p.by_w.divide(pixel < p.pixels ? pixel : 0, ow), oh);
-    const int h = int(oh) * c.g.sh - c.g.ph, v = int(ow) * c.g.sw - c.g.pw;
-    rows_inside[u] = pixel < p.pixels ? taps_inside(h, c.g.dh, c.g.kh, int(c.xm.h)) : 0;
-    columns_inside[u] = taps_inside(v, c.g.dw, c.g.kw, int(c.xm.w));
-    x[u] = static_cast<const T*>(c.x) + n * c.xm.sn + h * c.xm.sh + v * c.xm.sw + group * channels + chunk * kChunk;
+    windows[u] = Window<T>(c, pixel < p.pixels, int(n), int(oh), int(ow));
+    windows[u].x += group * channels + chunk * kChunk;
   }
 #pragma unroll
   for (int u = 0; u < S::kCopiesB; ++u) {
@@ -75,25 +67,23 @@ __global__ void __launch_bounds__(Tile<T, kM, kN, kWarpM, kWarpN, kStages>::kThr
     w[u] = static_cast<const T*>(c.w) + group * c.ws.g + (exists[u] ? o : 0) * c.ws.o + chunk * kChunk;
   }
 
-  // The step to be fetched next: tap (i, j), channels from `channel` on, and what they add to an address.
-  int i = 0, j = 0, channel = 0;
-  int64_t x_offset = 0, w_offset = 0;
-  const int64_t next_column = c.g.dw * c.xm.sw, next_row = c.g.dh * c.xm.sh - c.g.kw * next_column;
+  TapWalk next;
   const auto fetch = [&](Stage& stage) {
-    const bool inside = channel + chunk * kChunk < channels;
+    const bool inside = next.channel + chunk * kChunk < channels;
 #pragma unroll
     for (int u = 0; u < S::kCopiesA; ++u) {
-      const bool valid = inside && (rows_inside[u] >> i & columns_inside[u] >> j & 1);
-      cp_async<16>(stage.a + place + u * S::kRows * kDepth, x[u] + x_offset, valid ? 16 : 0);
+      const bool valid = inside && windows[u].holds(next.i, next.j);
+      cp_async<16>(stage.a + place + u * S::kRows * kDepth, windows[u].x, valid ? 16 : 0);
     }
 #pragma unroll
     for (int u = 0; u < S::kCopiesB; ++u)
-      cp_async<16>(stage.b + place + u * S::kRows * kDepth, w[u] + w_offset, inside && exists[u] ? 16 : 0);
-    channel += kDepth, x_offset += kDepth, w_offset += kDepth;
-    if (channel < channels) return;
-    x_offset += next_column - channel, w_offset += channels - channel;
-    channel = 0;
-    if (++j == c.g.kw) j = 0, ++i, x_offset += next_row;
+      cp_async<16>(stage.b + place + u * S::kRows * kDepth, w[u], inside && exists[u] ? 16 : 0);
+    int64_t x_step, w_step;
+    next.advance<kDepth>(p.by, channels, c.g.kw, x_step, w_step);
+#pragma unroll
+    for (int u = 0; u < S::kCopiesA; ++u) windows[u].x += x_step;
+#pragma unroll
+    for (int u = 0; u < S::kCopiesB; ++u) w[u] += w_step;
   };
 
   const int warp_m = warp / (kN / kWarpN), warp_n = warp % (kN / kWarpN);
@@ -186,14 +176,14 @@ const char* conv2d_mma(const Conv2d& c, void* stream) {
     return "an axis exceeds 2^31 positions";
   if (steps > kMost) return "the weight is too large for one sum";
   Params p{};
-  p.conv = c, p.pixels = int(pixels), p.steps = int(steps);
+  p.conv = c, p.pixels = int(pixels), p.steps = int(steps), p.by = TapSteps(c, kDepth);
   p.by_h = Divisor(c.ym.h), p.by_w = Divisor(c.ym.w);
   const auto with_tile = [&](auto element) {
     using T = decltype(element);
-    switch (mma_tile(pixels, c.g.group_out, c.g.groups)) {
-      case MmaTile::k128x128:
+    switch (gemm_tile(pixels, c.g.group_out, c.g.groups)) {
+      case GemmTile::k128x128:
         return run<T, 128, 128, 64, 32, 3>(p, stream);
-      case MmaTile::k128x64:
+      case GemmTile::k128x64:
         return run<T, 128, 64, 32, 32, 3>(p, stream);
       default:
         return run<T, 64, 64, 32, 32, 4>(p, stream);

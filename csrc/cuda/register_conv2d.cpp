@@ -57,6 +57,18 @@ Map nhwc_map(const Tensor& t) {
   return {t.size(0), c, h, w, h * w * c, 1, w * c, c};
 }
 
+// y, where its memory is NHWC too, else such a tensor of its size.
+Tensor nhwc_output(const Tensor& y) {
+  const bool same = is_channels_last(y) || y.size(2) * y.size(3) == 1;
+  return same ? y : empty(sizes(y), y, MemoryFormat::ChannelsLast);
+}
+
+auto start(cuda::ConvKernel kernel) {
+  return kernel == cuda::ConvKernel::mma    ? cuda::conv2d_mma
+         : kernel == cuda::ConvKernel::ffma ? cuda::conv2d_ffma
+                                            : cuda::conv2d_direct;
+}
+
 // x with its border filled as `mode` says.
 Tensor pad(const Tensor& x, const Conv2dArgs& a, Padding mode) {
   const Ints size{x.size(0), x.size(1), x.size(2) + 2 * a.padding.h, x.size(3) + 2 * a.padding.w};
@@ -89,28 +101,20 @@ Tensor convolve(const Tensor& input, const Tensor& weight, const OptionalTensor&
   if (mode != Padding::zeros) x = pad(x, a, mode), p.g.ph = p.g.pw = 0;
   const Tensor b = bias ? torch::stable::contiguous(*bias) : x;
   if (bias) p.bias = b.const_data_ptr(), p.wide_bias = b.scalar_type() != input.scalar_type();
-  const auto run = [&](const char* (*kernel)(const cuda::Conv2d&, void*)) {
-    launched(kOp, x, [&](void* stream) { return kernel(p, stream); });
-  };
-  if (cuda::choose_kernel(p.g, p.dtype) == cuda::ConvKernel::direct) {
-    const Tensor w = packed ? given(*packed, p.g, p.dtype) : weight;
-    p.w = w.const_data_ptr();
-    p.ws = packed ? cuda::packed_layout(p.g, p.dtype).strides : strides_of(weight, a.groups);
-    if (residual) p.residual = residual->const_data_ptr(), p.rm = map_of(*residual);
-    p.x = x.const_data_ptr(), p.xm = map_of(x), p.y = y.mutable_data_ptr(), p.ym = map_of(y);
-    run(cuda::conv2d_direct);
-    return y;
-  }
+  const cuda::ConvKernel kernel = cuda::choose_kernel(p.g, p.dtype);
   // Tensor cores read and write NHWC.
-  const Tensor w = packed ? given(*packed, p.g, p.dtype) : pack_weight(weight, a.groups, false);
-  const Tensor from = nhwc(x), r = residual ? nhwc(*residual) : x;
-  const bool in_place = is_channels_last(y) || size[2] * size[3] == 1;
-  const Tensor to = in_place ? y : empty(size, x, MemoryFormat::ChannelsLast);
-  p.w = w.const_data_ptr(), p.ws = cuda::packed_layout(p.g, p.dtype).strides;
-  if (residual) p.residual = r.const_data_ptr(), p.rm = nhwc_map(r);
-  p.x = from.const_data_ptr(), p.xm = nhwc_map(from), p.y = to.mutable_data_ptr(), p.ym = nhwc_map(to);
-  run(cuda::conv2d_mma);
-  return in_place ? y : torch::stable::contiguous(to);
+  const bool mma = kernel == cuda::ConvKernel::mma;
+  const Tensor to = mma ? nhwc_output(y) : y, r = residual ? (mma ? nhwc(*residual) : *residual) : x;
+  if (mma) x = nhwc(x);
+  if (residual) p.residual = r.const_data_ptr(), p.rm = mma ? nhwc_map(r) : map_of(r);
+  p.x = x.const_data_ptr(), p.xm = mma ? nhwc_map(x) : map_of(x);
+  p.y = to.mutable_data_ptr(), p.ym = mma ? nhwc_map(to) : map_of(to);
+  const bool as_it_is = kernel == cuda::ConvKernel::direct && !packed;
+  const Tensor w = packed ? given(*packed, p.g, p.dtype) : as_it_is ? weight : pack_weight(weight, a.groups, false);
+  p.w = w.const_data_ptr();
+  p.ws = as_it_is ? strides_of(weight, a.groups) : cuda::packed_layout(p.g, p.dtype).strides;
+  launched(kOp, x, [&](void* stream) { return start(kernel)(p, stream); });
+  return to.get() == y.get() ? y : torch::stable::contiguous(to);
 }
 
 Tensor conv2d(const Tensor& x, const Tensor& w, const OptionalTensor& bias, const OptionalTensor& residual,
@@ -127,20 +131,16 @@ Tensor conv2d_packed(const Tensor& x, const Tensor& w, const OptionalTensor& pac
   return convolve(x, w, packed, bias, residual, a, relu, accuracy, mode);
 }
 
-// Fills dx, NHWC, by convolutions of grad, NHWC, with stride 1: one for each phase of the forward one's stride.
-void adjoint(const char* op, const Tensor& grad, const Tensor& weight, const ConvGeometry& forward, Tensor& dx) {
-  const Dtype dtype = dtype_of(op, grad);
-  const Map whole = nhwc_map(dx);
-  for (const Phase& down : phases(whole.h, forward.kh, forward.sh, forward.ph, forward.dh))
-    for (const Phase& beside : phases(whole.w, forward.kw, forward.sw, forward.pw, forward.dw)) {
-      cuda::Conv2d p{};
-      p.dtype = dtype, p.g = forward;
-      std::swap(p.g.group_in, p.g.group_out);
+// Fills p.y, the input gradient for p.x of the convolution `forward`, by convolutions of stride 1: one for each phase
+// of its stride.
+void adjoint(const char* op, const cuda::Conv2d& whole, const Tensor& grad, const Tensor& weight,
+             const ConvGeometry& forward, cuda::ConvKernel kernel) {
+  for (const Phase& down : phases(whole.ym.h, forward.kh, forward.sh, forward.ph, forward.dh))
+    for (const Phase& beside : phases(whole.ym.w, forward.kw, forward.sw, forward.pw, forward.dw)) {
+      cuda::Conv2d p = whole;
+      p.adjoint = false;
       p.g.kh = down.taps, p.g.ph = down.padding, p.g.kw = beside.taps, p.g.pw = beside.padding, p.g.sh = p.g.sw = 1;
-      p.x = grad.const_data_ptr(), p.xm = nhwc_map(grad);
-      p.y = static_cast<char*>(dx.mutable_data_ptr()) +
-            (down.first * whole.sh + beside.first * whole.sw) * size_of(dtype);
-      p.ym = whole;
+      p.y = static_cast<char*>(whole.y) + (down.first * whole.ym.sh + beside.first * whole.ym.sw) * size_of(p.dtype);
       p.ym.h = down.count, p.ym.sh *= down.step, p.ym.w = beside.count, p.ym.sw *= beside.step;
       if (!down.taps || !beside.taps) {  // no window reads these: a sum over no channels
         p.g.kh = p.g.kw = 1, p.g.group_in = 0, p.w = weight.const_data_ptr();
@@ -149,12 +149,12 @@ void adjoint(const char* op, const Tensor& grad, const Tensor& weight, const Con
       }
       cuda::WeightStrides ws = strides_of(weight, forward.groups);
       const void* first_tap =
-          static_cast<const char*>(weight.const_data_ptr()) + (down.tap * ws.i + beside.tap * ws.j) * size_of(dtype);
+          static_cast<const char*>(weight.const_data_ptr()) + (down.tap * ws.i + beside.tap * ws.j) * size_of(p.dtype);
       std::swap(ws.o, ws.c);
       ws.i *= down.tap_step, ws.j *= beside.tap_step;
-      const Tensor w = pack(op, grad, {first_tap, nullptr, dtype, dtype, ws, true, p.g});
-      p.w = w.const_data_ptr(), p.ws = cuda::packed_layout(p.g, dtype).strides;
-      launched(op, grad, [&](void* stream) { return cuda::conv2d_mma(p, stream); });
+      const Tensor w = pack(op, grad, {first_tap, nullptr, p.dtype, p.dtype, ws, true, p.g});
+      p.w = w.const_data_ptr(), p.ws = cuda::packed_layout(p.g, p.dtype).strides;
+      launched(op, grad, [&](void* stream) { return start(kernel)(p, stream); });
     }
 }
 
@@ -167,23 +167,25 @@ Tensor conv2d_backward_input(const Tensor& grad, const Tensor& weight, const Int
   const Conv2dArgs a = read_args(kOp, stride, padding, dilation, groups);
   check_input_grad_args(kOp, grad, weight, size);
   const Tensor g = dense(grad);
-  Tensor dx = empty(size, g, conv_format(g, weight));
+  const Tensor dx = empty(size, g, conv_format(g, weight));
   const ConvGeometry forward = p.g = conv_geometry(kOp, dx, weight, a);
   check_grad(kOp, grad, conv_output(kOp, dx, weight, p.g));
   if (!dx.numel()) return dx;
   std::swap(p.g.group_in, p.g.group_out);
   const bool strided = p.g.sh > 1 || p.g.sw > 1, dilated = p.g.dh > 1 || p.g.dw > 1;
-  if (cuda::choose_kernel(p.g, p.dtype) == cuda::ConvKernel::mma && !(strided && dilated)) {
-    const bool in_place = is_channels_last(dx) || size[2] * size[3] == 1;
-    Tensor to = in_place ? dx : empty(size, g, MemoryFormat::ChannelsLast);
-    adjoint(kOp, nhwc(g), weight, forward, to);
-    return in_place ? dx : torch::stable::contiguous(to);
+  const auto kernel = strided && dilated ? cuda::ConvKernel::direct : cuda::choose_kernel(p.g, p.dtype);
+  const bool mma = kernel == cuda::ConvKernel::mma;
+  const Tensor from = mma ? nhwc(g) : g, to = mma ? nhwc_output(dx) : dx;
+  p.x = from.const_data_ptr(), p.xm = mma ? nhwc_map(from) : map_of(from);
+  p.y = to.mutable_data_ptr(), p.ym = mma ? nhwc_map(to) : map_of(to);
+  if (kernel == cuda::ConvKernel::direct) {
+    p.w = weight.const_data_ptr(), p.ws = strides_of(weight, groups);
+    std::swap(p.ws.o, p.ws.c);
+    launched(kOp, g, [&](void* stream) { return cuda::conv2d_direct(p, stream); });
+  } else {
+    adjoint(kOp, p, from, weight, forward, kernel);
   }
-  p.w = weight.const_data_ptr(), p.ws = strides_of(weight, groups);
-  std::swap(p.ws.o, p.ws.c);
-  p.x = g.const_data_ptr(), p.xm = map_of(g), p.y = dx.mutable_data_ptr(), p.ym = map_of(dx);
-  launched(kOp, g, [&](void* stream) { return cuda::conv2d_direct(p, stream); });
-  return dx;
+  return to.get() == dx.get() ? dx : torch::stable::contiguous(to);
 }
 
 Tensor conv2d_backward_weight(const Tensor& grad, const Tensor& input, const Ints& size, const Ints& stride,
