@@ -83,14 +83,16 @@ const char* conv2d_direct(const Conv2d& p, void* stream);
 const char* conv2d_weight_grad_direct(const Conv2dWeightGrad& p, void* stream);
 int64_t direct_weight_grad_splits(const Conv2dWeightGrad& p);
 
-// float16 and bfloat16, x, residual and y NHWC, channels per group in multiples of 8, kernels of at most 16x16, not
-// adjoint; w in its packed layout. All pointers to multiples of 16 bytes.
+// float16 and bfloat16, x, residual and y NHWC, channels per group in multiples of 8, kernels of at most kMostTaps a
+// side, not adjoint; w in its packed layout. All pointers to multiples of 16 bytes.
 const char* conv2d_mma(const Conv2d& p, void* stream);
 const char* conv2d_weight_grad_mma(const Conv2dWeightGrad& p, void* stream);
 int64_t mma_weight_grad_splits(const Conv2dWeightGrad& p);
 
-// float32 in any layout, kernels of at most 16x16, not adjoint; w in its packed layout.
+// float32 in any layout, kernels of at most kMostTaps a side, not adjoint; w in its packed layout.
 const char* conv2d_ffma(const Conv2d& p, void* stream);
+const char* conv2d_weight_grad_ffma(const Conv2dWeightGrad& p, void* stream);
+int64_t ffma_weight_grad_splits(const Conv2dWeightGrad& p);
 
 // dw as the sum of its partial ones, in their order.
 const char* conv2d_weight_grad_finish(const Conv2dWeightGrad& p, void* stream);

@@ -24,8 +24,7 @@ struct Params {
 
 // Neighbouring threads copy neighbouring channels of NHWC, neighbouring pixels of NCHW.
 template <int kM, int kN, bool kChannelsLast>
-__global__ void __launch_bounds__(FfmaTile<kM, kN>::kThreads, kM* kN == 128 * 128 ? 2 : 4)
-    conv2d_ffma_kernel(Params p) {
+__global__ void __launch_bounds__(FfmaTile<kM, kN>::kThreads, FfmaTile<kM, kN>::kBlocks) conv2d_ffma_kernel(Params p) {
   using S = FfmaTile<kM, kN>;
   using Stage = typename S::Stage;
   FASTCNN_SHARED(Stage, stages);
@@ -38,7 +37,7 @@ __global__ void __launch_bounds__(FfmaTile<kM, kN>::kThreads, kM* kN == 128 * 12
   constexpr int kWindows = kChannelsLast ? kM * S::kDepth / S::kThreads : 1;
   constexpr int kChannels = kM * S::kDepth / S::kThreads / kWindows;
   constexpr int kNextPixel = S::kThreads / S::kDepth, kNextChannel = S::kThreads / kM;
-  static_assert(kChannelsLast || S::kThreads % kM == 0 || kM % S::kThreads == 0);
+  static_assert(S::kThreads % kM == 0);
   const int first_channel = kChannelsLast ? thread % S::kDepth : thread / kM;
   const int first_pixel = kChannelsLast ? thread / S::kDepth : thread % kM;
   Window<float> windows[kWindows];
@@ -58,14 +57,13 @@ __global__ void __launch_bounds__(FfmaTile<kM, kN>::kThreads, kM* kN == 128 * 12
   TapWalk next;
   const auto fetch = [&](Stage& stage) {
 #pragma unroll
-    for (int u = 0; u < kWindows; ++u) {
-      const bool inside = windows[u].holds(next.i, next.j);
+    for (int k = 0; k < kChannels; ++k) {
+      const int channel = first_channel + k * kNextChannel;
+      const uint32_t tap = next.tap(next.channel + channel < channels);
 #pragma unroll
-      for (int k = 0; k < kChannels; ++k) {
-        const bool valid = inside && next.channel + first_channel + k * kNextChannel < channels;
-        cp_async<4>(&stage.a[first_channel + k * kNextChannel][first_pixel + u * kNextPixel],
-                    windows[u].x + k * kNextChannel * c.xm.sc, valid ? 4 : 0);
-      }
+      for (int u = 0; u < kWindows; ++u)
+        cp_async<4>(&stage.a[channel][first_pixel + u * kNextPixel], windows[u].x + k * kNextChannel * c.xm.sc,
+                    windows[u].holds(tap) ? 4 : 0);
     }
 #pragma unroll
     for (int k = 0; k < kCopiesB; ++k) {

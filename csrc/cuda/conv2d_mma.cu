@@ -70,10 +70,10 @@ __global__ void __launch_bounds__(Tile<T, kM, kN, kWarpM, kWarpN, kStages>::kThr
   TapWalk next;
   const auto fetch = [&](Stage& stage) {
     const bool inside = next.channel + chunk * kChunk < channels;
+    const uint32_t tap = next.tap(inside);
 #pragma unroll
     for (int u = 0; u < S::kCopiesA; ++u) {
-      const bool valid = inside && windows[u].holds(next.i, next.j);
-      cp_async<16>(stage.a + place + u * S::kRows * kDepth, windows[u].x, valid ? 16 : 0);
+      cp_async<16>(stage.a + place + u * S::kRows * kDepth, windows[u].x, windows[u].holds(tap) ? 16 : 0);
     }
 #pragma unroll
     for (int u = 0; u < S::kCopiesB; ++u)

@@ -7,30 +7,33 @@
 
 namespace fastcnn::cuda {
 
-// Which rows (or columns) of the input the taps at first, first + step, ... find: bit i for tap i.
-__device__ __forceinline__ uint32_t taps_inside(int first, int step, int taps, int size) {
+// Which rows (or columns) that the taps at first, first + step, ... read lie outside of the input: bit i for tap i.
+__device__ __forceinline__ uint32_t taps_outside(int first, int step, int taps, int size) {
   uint32_t mask = 0;
   for (int i = 0; i < taps; ++i)
-    if (uint32_t(first + i * step) < uint32_t(size)) mask |= 1u << i;
+    if (uint32_t(first + i * step) >= uint32_t(size)) mask |= 1u << i;
   return mask;
 }
 
-// A window: its first element, which may lie outside of x, and the taps that do not.
+// Bits of a tap: its row's and its column's, and one that is always outside.
+constexpr uint32_t kFirstRow = 1, kNowhere = 1u << kMostTaps, kFirstColumn = 1u << (kMostTaps + 1);
+
+// A window: its first element, which may lie outside of x, and its rows and columns that do.
 template <class T>
 struct Window {
   const T* x;
-  uint32_t inside;  // bit i: row i of taps, bit kMostTaps + j: column j
+  uint32_t outside;
 
   // Of output pixel (n, oh, ow), or of none.
   __device__ __forceinline__ Window(const Conv2d& c, bool exists, int n, int oh, int ow) {
     const int h = oh * c.g.sh - c.g.ph, w = ow * c.g.sw - c.g.pw;
-    inside = exists ? taps_inside(h, c.g.dh, c.g.kh, int(c.xm.h)) | taps_inside(w, c.g.dw, c.g.kw, int(c.xm.w))
-                                                                        << kMostTaps
-                    : 0;
+    outside = exists ? kNowhere | taps_outside(h, c.g.dh, c.g.kh, int(c.xm.h)) |
+                           taps_outside(w, c.g.dw, c.g.kw, int(c.xm.w)) * kFirstColumn
+                     : ~0u;
     x = static_cast<const T*>(c.x) + n * c.xm.sn + h * c.xm.sh + w * c.xm.sw;
   }
   Window() = default;
-  __device__ __forceinline__ bool holds(int i, int j) const { return inside >> i & inside >> (kMostTaps + j) & 1; }
+  __device__ __forceinline__ bool holds(uint32_t tap) const { return (outside & tap) == 0; }
 };
 
 // What addresses in x and in the packed weight grow by: from one step of channels to the next; then, beyond the last,
@@ -46,17 +49,21 @@ struct TapSteps {
   }
 };
 
-// Tap (i, j), channels from `channel` on.
+// A tap, and channels from `channel` on.
 struct TapWalk {
-  int i = 0, j = 0, channel = 0;
+  uint32_t row = kFirstRow, column = kFirstColumn;  // their bits
+  int j = 0, channel = 0;
+
+  // The tap's bits; or, of a channel that does not exist, one that no window holds.
+  __device__ __forceinline__ uint32_t tap(bool exists) const { return exists ? row | column : kNowhere; }
 
   // To the next step; x and w: by how much that moves addresses.
   template <int kDepth>
   __device__ __forceinline__ void advance(const TapSteps& by, int channels, int kw, int64_t& x, int64_t& w) {
     channel += kDepth, x = by.x, w = by.w;
     if (channel < channels) return;
-    channel = 0, x += by.x_column, w += by.w_tap;
-    if (++j == kw) j = 0, ++i, x += by.x_row;
+    channel = 0, x += by.x_column, w += by.w_tap, column *= 2;
+    if (++j == kw) j = 0, column = kFirstColumn, row *= 2, x += by.x_row;
   }
 };
 

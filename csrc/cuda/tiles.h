@@ -22,8 +22,8 @@ constexpr int kConvThreads = 128, kDirectPixels = 4;
 constexpr int64_t kMostBlocks = (int64_t{1} << 31) - 1;  // of a grid
 
 // Tiles of a matrix product, pixels x channels: the largest that yields a block for each of an H100's 132 processors.
-// On tensor cores a warp computes 64x32 of the largest, 12 bytes of shared memory to 32 products of 16 bits, and 32x32
-// of the others, 16 bytes.
+// On tensor cores a warp computes 64x32 of the largest, 3 bytes of shared memory to 32 products of 16 bits, and 32x32
+// of the others, 4 bytes.
 enum class GemmTile { k128x128, k128x64, k64x64 };
 inline GemmTile gemm_tile(int64_t pixels, int64_t channels, int64_t groups) {
   const int64_t rows = (pixels + 127) / 128 * groups;
@@ -31,8 +31,8 @@ inline GemmTile gemm_tile(int64_t pixels, int64_t channels, int64_t groups) {
   return rows * ((channels + 63) / 64) >= 132 ? GemmTile::k128x64 : GemmTile::k64x64;
 }
 
-// Taps of an axis that those products take: 16, for which, and the other axis's, a pixel keeps a word of bits.
-constexpr int kMostTaps = 16;
+// Taps of an axis that those products take: a pixel keeps a word of bits for both axes, and one to spare.
+constexpr int kMostTaps = 15;
 
 // Ranges of pixels that weight gradients are summed over separately, where `blocks` blocks cover the weight: so many
 // that the blocks fill the 132 processors of an H100 four times, but none of fewer than 256 pixels. A function of sizes

@@ -1,4 +1,4 @@
-"""16-bit convolutions around the tiles of the tensor core kernels, against the formula; with --simt, how those kernels
+"""Convolutions around the tiles of the CUDA kernels that are matrix products, against float64; with --simt, how those
 treat memory, and that nothing depends on the order in which threads run or copies land."""
 
 import pytest
@@ -23,8 +23,8 @@ CASES = {
     "dilation and stride": ((2, 16, 11, 9), (16, 16, 3, 3), ((2, 1), (2, 2), (2, 2), 1)),
     "padding beyond the kernel": ((1, 16, 4, 4), (16, 16, 2, 3), ((1, 1), (3, 5), (1, 1), 1)),
     "two groups": ((2, 48, 7, 7), (80, 24, 5, 5), ((1, 1), (2, 2), (1, 1), 2)),
+    "15 taps in a column": ((1, 8, 17, 2), (8, 8, 15, 1), ((1, 1), (1, 0), (1, 1), 1)),
     "16 taps in a column": ((1, 8, 17, 2), (8, 8, 16, 1), ((1, 1), (1, 0), (1, 1), 1)),
-    "17 taps in a column": ((1, 8, 17, 2), (8, 8, 17, 1), ((1, 1), (1, 0), (1, 1), 1)),
     "one pixel": ((9, 64, 1, 1), (8, 64, 1, 1), ((1, 1), (0, 0), (1, 1), 1)),
 }
 
@@ -47,7 +47,7 @@ def linear(x, weight, geometry, *tangents):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("case", CASES)
 def test_equals_float64(case, dtype, layout):
     x, weight, bias, grad, geometry = tensors(case, dtype, layout)
@@ -86,8 +86,8 @@ def simt(request):
         machine.set(f"FASTCNN_SIMT_{name}", None)
 
 
-def all_three(case):
-    x, weight, bias, grad, geometry = tensors(case, torch.bfloat16, torch.channels_last)
+def all_three(case, dtype, layout=torch.channels_last):
+    x, weight, bias, grad, geometry = tensors(case, dtype, layout)
     return (
         conv.ops.conv(x, weight, bias, grad, *geometry, True, 1),
         conv.ops.backward_input(grad, weight, x.shape, *geometry, 1),
@@ -99,7 +99,7 @@ def all_three(case):
 def test_main_loops_without_bank_conflicts(case, simt):
     simt.set("FASTCNN_SIMT_COUNT", "1")
     simt.library.fastcnn_simt_reset_counters()
-    all_three(case)
+    all_three(case, torch.bfloat16)
     counters = simt.counters()
     assert counters.mma > 0
     assert counters.ldmatrix.units == counters.ldmatrix.ideal > 0
@@ -107,12 +107,25 @@ def test_main_loops_without_bank_conflicts(case, simt):
     assert counters.shared_store.units == counters.shared_store.ideal > 0
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", ["128 pixels x 64 channels", "128 pixels x 128 channels", "two groups"])
+def test_float32_without_bank_conflicts(case, layout, simt):
+    simt.set("FASTCNN_SIMT_COUNT", "1")
+    simt.library.fastcnn_simt_reset_counters()
+    all_three(case, torch.float32, layout)
+    counters = simt.counters()
+    assert counters.mma == 0
+    assert counters.shared_load.units == counters.shared_load.ideal > 0
+    assert counters.shared_store.units == counters.shared_store.ideal > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("case", ["a chunk beyond a step", "two groups", "stride"])
-def test_bits_do_not_depend_on_order(case, simt):
-    want = all_three(case)
+def test_bits_do_not_depend_on_order(case, dtype, simt):
+    want = all_three(case, dtype)
     for name, value in (("ORDER", "reverse"), ("ORDER", "shuffle"), ("COPY", "eager")):
         simt.set(f"FASTCNN_SIMT_{name}", value)
-        assert all(map(torch.equal, all_three(case), want))
+        assert all(map(torch.equal, all_three(case, dtype), want))
 
 
 @pytest.mark.parametrize(("channels", "dtype"), [(8, torch.float16), (12, torch.float16), (8, torch.float32)])
