@@ -94,6 +94,10 @@ const char* conv2d_ffma(const Conv2d& p, void* stream);
 const char* conv2d_weight_grad_ffma(const Conv2dWeightGrad& p, void* stream);
 int64_t ffma_weight_grad_splits(const Conv2dWeightGrad& p);
 
+// float32, float16 and bfloat16, x, residual and y NHWC and aligned to 16 bytes; as many channels of y as of x, 1, 2 or
+// 4 a group; a tile for it exists (conv2d_grouped_tile.h); not adjoint.
+const char* conv2d_grouped(const Conv2d& p, void* stream);
+
 // dw as the sum of its partial ones, in their order.
 const char* conv2d_weight_grad_finish(const Conv2dWeightGrad& p, void* stream);
 

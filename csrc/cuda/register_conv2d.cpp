@@ -46,7 +46,7 @@ Tensor given(const Tensor& packed, const ConvGeometry& g, Dtype dtype) {
 }
 
 // t in NHWC, at an address that copies of 16 bytes can start from.
-Tensor nhwc(const Tensor& t) {
+Tensor as_nhwc(const Tensor& t) {
   const Tensor n = torch::stable::contiguous(t, MemoryFormat::ChannelsLast);
   return cuda::aligned(n.const_data_ptr(), 16) ? n : torch::stable::clone(n);
 }
@@ -63,10 +63,15 @@ Tensor nhwc_output(const Tensor& y) {
   return same ? y : empty(sizes(y), y, MemoryFormat::ChannelsLast);
 }
 
+bool reads_nhwc(cuda::ConvKernel kernel) {
+  return kernel == cuda::ConvKernel::mma || kernel == cuda::ConvKernel::grouped;
+}
+
 auto start(cuda::ConvKernel kernel) {
-  return kernel == cuda::ConvKernel::mma    ? cuda::conv2d_mma
-         : kernel == cuda::ConvKernel::ffma ? cuda::conv2d_ffma
-                                            : cuda::conv2d_direct;
+  return kernel == cuda::ConvKernel::mma       ? cuda::conv2d_mma
+         : kernel == cuda::ConvKernel::ffma    ? cuda::conv2d_ffma
+         : kernel == cuda::ConvKernel::grouped ? cuda::conv2d_grouped
+                                               : cuda::conv2d_direct;
 }
 
 // x with its border filled as `mode` says.
@@ -101,15 +106,15 @@ Tensor convolve(const Tensor& input, const Tensor& weight, const OptionalTensor&
   if (mode != Padding::zeros) x = pad(x, a, mode), p.g.ph = p.g.pw = 0;
   const Tensor b = bias ? torch::stable::contiguous(*bias) : x;
   if (bias) p.bias = b.const_data_ptr(), p.wide_bias = b.scalar_type() != input.scalar_type();
-  const cuda::ConvKernel kernel = cuda::choose_kernel(p.g, p.dtype);
-  // Tensor cores read and write NHWC.
-  const bool mma = kernel == cuda::ConvKernel::mma;
-  const Tensor to = mma ? nhwc_output(y) : y, r = residual ? (mma ? nhwc(*residual) : *residual) : x;
-  if (mma) x = nhwc(x);
-  if (residual) p.residual = r.const_data_ptr(), p.rm = mma ? nhwc_map(r) : map_of(r);
-  p.x = x.const_data_ptr(), p.xm = mma ? nhwc_map(x) : map_of(x);
-  p.y = to.mutable_data_ptr(), p.ym = mma ? nhwc_map(to) : map_of(to);
-  const bool as_it_is = kernel == cuda::ConvKernel::direct && !packed;
+  const auto kernel = cuda::choose_kernel(p.g, p.dtype, size[2], size[3], is_channels_last(x) && is_channels_last(y));
+  const bool nhwc = reads_nhwc(kernel);
+  const Tensor to = nhwc ? nhwc_output(y) : y, r = residual ? (nhwc ? as_nhwc(*residual) : *residual) : x;
+  if (nhwc) x = as_nhwc(x);
+  if (residual) p.residual = r.const_data_ptr(), p.rm = nhwc ? nhwc_map(r) : map_of(r);
+  p.x = x.const_data_ptr(), p.xm = nhwc ? nhwc_map(x) : map_of(x);
+  p.y = to.mutable_data_ptr(), p.ym = nhwc ? nhwc_map(to) : map_of(to);
+  const bool by_strides = kernel == cuda::ConvKernel::direct || kernel == cuda::ConvKernel::grouped;
+  const bool as_it_is = by_strides && !packed;
   const Tensor w = packed ? given(*packed, p.g, p.dtype) : as_it_is ? weight : pack_weight(weight, a.groups, false);
   p.w = w.const_data_ptr();
   p.ws = as_it_is ? strides_of(weight, a.groups) : cuda::packed_layout(p.g, p.dtype).strides;
@@ -173,11 +178,12 @@ Tensor conv2d_backward_input(const Tensor& grad, const Tensor& weight, const Int
   if (!dx.numel()) return dx;
   std::swap(p.g.group_in, p.g.group_out);
   const bool strided = p.g.sh > 1 || p.g.sw > 1, dilated = p.g.dh > 1 || p.g.dw > 1;
-  const auto kernel = strided && dilated ? cuda::ConvKernel::direct : cuda::choose_kernel(p.g, p.dtype);
-  const bool mma = kernel == cuda::ConvKernel::mma;
-  const Tensor from = mma ? nhwc(g) : g, to = mma ? nhwc_output(dx) : dx;
-  p.x = from.const_data_ptr(), p.xm = mma ? nhwc_map(from) : map_of(from);
-  p.y = to.mutable_data_ptr(), p.ym = mma ? nhwc_map(to) : map_of(to);
+  const auto wanted = cuda::choose_kernel(p.g, p.dtype, size[2], size[3], is_channels_last(g) && is_channels_last(dx));
+  const auto kernel = strided && dilated ? cuda::ConvKernel::direct : wanted;
+  const bool nhwc = reads_nhwc(kernel);
+  const Tensor from = nhwc ? as_nhwc(g) : g, to = nhwc ? nhwc_output(dx) : dx;
+  p.x = from.const_data_ptr(), p.xm = nhwc ? nhwc_map(from) : map_of(from);
+  p.y = to.mutable_data_ptr(), p.ym = nhwc ? nhwc_map(to) : map_of(to);
   if (kernel == cuda::ConvKernel::direct) {
     p.w = weight.const_data_ptr(), p.ws = strides_of(weight, groups);
     std::swap(p.ws.o, p.ws.c);
@@ -201,9 +207,9 @@ Tensor conv2d_backward_weight(const Tensor& grad, const Tensor& input, const Int
   check_grad(kOp, grad, conv_output(kOp, input, dw, p.g));
   if (!dw.numel()) return dw;
   if (!grad.numel()) return torch::stable::fill_(dw, 0.0);
-  const cuda::ConvKernel kernel = cuda::choose_kernel(p.g, p.dtype);
+  const cuda::ConvKernel kernel = cuda::choose_gemm(p.g, p.dtype);
   const bool mma = kernel == cuda::ConvKernel::mma, ffma = kernel == cuda::ConvKernel::ffma;
-  const Tensor x = mma ? nhwc(input) : dense(input), g = mma ? nhwc(grad) : dense(grad);
+  const Tensor x = mma ? as_nhwc(input) : dense(input), g = mma ? as_nhwc(grad) : dense(grad);
   p.x = x.const_data_ptr(), p.xm = mma ? nhwc_map(x) : map_of(x);
   p.grad = g.const_data_ptr(), p.gm = mma ? nhwc_map(g) : map_of(g);
   p.dw = dw.mutable_data_ptr();

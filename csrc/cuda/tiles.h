@@ -19,6 +19,9 @@ constexpr int kPoolThreads = 256, kPoolLanes = 8, kPoolElements = 2048;
 // Convolution without shared memory: 16 sums a thread take two loads of 4 elements to 16 products.
 constexpr int kConvThreads = 128, kDirectPixels = 4;
 
+// Convolution by halo tile. Four rows of outputs a thread read a weight once for four products.
+constexpr int kGroupedThreads = 256, kGroupedRows = 4;
+
 constexpr int64_t kMostBlocks = (int64_t{1} << 31) - 1;  // of a grid
 
 // Tiles of a matrix product, pixels x channels: the largest that yields a block for each of an H100's 132 processors.

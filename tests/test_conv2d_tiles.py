@@ -1,5 +1,5 @@
-"""Convolutions around the tiles of the CUDA kernels that are matrix products, against float64; with --simt, how those
-treat memory, and that nothing depends on the order in which threads run or copies land."""
+"""Convolutions around the tiles of the CUDA kernels, against float64; with --simt, how these kernels treat memory, and
+that nothing depends on the order in which threads run or copies land."""
 
 import pytest
 import torch
@@ -25,6 +25,11 @@ CASES = {
     "two groups": ((2, 48, 7, 7), (80, 24, 5, 5), ((1, 1), (2, 2), (1, 1), 2)),
     "15 taps in a column": ((1, 8, 17, 2), (8, 8, 15, 1), ((1, 1), (1, 0), (1, 1), 1)),
     "16 taps in a column": ((1, 8, 17, 2), (8, 8, 16, 1), ((1, 1), (1, 0), (1, 1), 1)),
+    "depthwise": ((2, 72, 9, 35), (72, 1, 3, 3), ((1, 1), (1, 1), (1, 1), 72)),
+    "depthwise, stride": ((1, 136, 18, 9), (136, 1, 5, 2), ((2, 3), (2, 0), (1, 1), 136)),
+    "depthwise, windows beyond shared memory": ((1, 8, 99, 99), (8, 1, 7, 7), ((1, 1), (0, 0), (16, 16), 8)),
+    "two channels a group": ((3, 16, 33, 3), (16, 2, 1, 3), ((1, 1), (0, 2), (1, 2), 8)),
+    "four channels a group": ((2, 64, 7, 20), (64, 4, 3, 3), ((1, 1), (1, 1), (1, 1), 16)),
     "one pixel": ((9, 64, 1, 1), (8, 64, 1, 1), ((1, 1), (0, 0), (1, 1), 1)),
 }
 
@@ -119,8 +124,20 @@ def test_float32_without_bank_conflicts(case, layout, simt):
     assert counters.shared_store.units == counters.shared_store.ideal > 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("case", ["depthwise", "four channels a group"])
+def test_halo_tiles_without_bank_conflicts(case, dtype, simt):
+    x, weight, bias, _, geometry = tensors(case, dtype, torch.channels_last)
+    simt.set("FASTCNN_SIMT_COUNT", "1")
+    simt.library.fastcnn_simt_reset_counters()
+    conv.ops.conv(x, weight, bias, None, *geometry, False, 1)
+    counters = simt.counters()
+    assert counters.shared_load.units == counters.shared_load.ideal > 0
+    assert counters.shared_store.units == counters.shared_store.ideal > 0
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("case", ["a chunk beyond a step", "two groups", "stride"])
+@pytest.mark.parametrize("case", ["a chunk beyond a step", "two groups", "stride", "four channels a group"])
 def test_bits_do_not_depend_on_order(case, dtype, simt):
     want = all_three(case, dtype)
     for name, value in (("ORDER", "reverse"), ("ORDER", "shuffle"), ("COPY", "eager")):
