@@ -34,7 +34,7 @@ __device__ __forceinline__ int position(int at, int stride, int pad, int reach, 
 // kPixels pixels times kOut channels a thread. Neighbouring threads take neighbouring channels of NHWC, neighbouring
 // pixels of NCHW.
 template <class T, int kOut, bool kAdjoint>
-__global__ void __launch_bounds__(kConvThreads) conv2d_direct_kernel(Params p) {
+__global__ void __launch_bounds__(kConvThreads, 3) conv2d_direct_kernel(Params p) {
   using A = Acc<T>;
   constexpr int kPixels = kDirectPixels;
   const Conv2d& c = p.conv;
@@ -110,7 +110,7 @@ struct GradParams {
 // kOut output channels times kWeights weights of each a thread, over one split's pixels in their order. Neighbouring
 // threads take neighbouring weights, of which channels are innermost.
 template <class T, int kOut>
-__global__ void __launch_bounds__(kConvThreads) conv2d_weight_grad_direct_kernel(GradParams p) {
+__global__ void __launch_bounds__(kConvThreads, 3) conv2d_weight_grad_direct_kernel(GradParams p) {
   using A = Acc<T>;
   constexpr int kWeights = kDirectPixels;
   const Conv2dWeightGrad& c = p.conv;

@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(FfmaTile<kSide, kSide>::kThreads, FfmaTile<kSi
   constexpr int kNextPixel = S::kThreads / (kSide / kWidth), kNextElement = S::kThreads / S::kDepth;
   const int row = kVector ? thread / (kSide / kWidth) : thread % S::kDepth;
   const int element = kVector ? thread % (kSide / kWidth) * kWidth : thread / S::kDepth;
-  const float* x[kElements];
+  const float* first[kElements];  // of the input that the tap reads for output pixel 0
   int down[kElements], across[kElements];
 #pragma unroll
   for (int k = 0; k < kElements; ++k) {
@@ -64,22 +64,23 @@ __global__ void __launch_bounds__(FfmaTile<kSide, kSide>::kThreads, FfmaTile<kSi
     uint32_t channel, j;
     const uint32_t i = p.by_kw.divide(p.by_group_in.divide(weight < p.weights ? weight : 0, channel), j);
     down[k] = int(i) * c.g.dh - c.g.ph, across[k] = int(j) * c.g.dw - c.g.pw;
-    x[k] = static_cast<const float*>(c.x) + (group * c.g.group_in + channel) * c.xm.sc + down[k] * c.xm.sh +
-           across[k] * c.xm.sw;
+    first[k] = static_cast<const float*>(c.x) + (group * c.g.group_in + channel) * c.xm.sc + down[k] * c.xm.sh +
+               across[k] * c.xm.sw;
     if (weight >= p.weights) down[k] = INT_MIN;  // above every input
   }
   const int begin = split * p.chunk, end = p.pixels - begin < p.chunk ? p.pixels : begin + p.chunk;
   int pixel = begin + row, oh[kPixels], ow[kPixels];
-  int64_t x_offset[kPixels];
-  const float* grad[kPixels];
+  const float *x[kCopies], *grad[kPixels];  // x: of every pixel and element; of one of them there is but one
 #pragma unroll
   for (int u = 0; u < kPixels; ++u) {
     uint32_t h, w;
     const int64_t n = p.by_h.divide(p.by_w.divide(pixel + u * kNextPixel, w), h);
     oh[u] = int(h), ow[u] = int(w);
-    x_offset[u] = n * c.xm.sn + int64_t(h) * c.g.sh * c.xm.sh + int64_t(w) * c.g.sw * c.xm.sw;
     grad[u] = static_cast<const float*>(c.grad) + n * c.gm.sn + h * c.gm.sh + w * c.gm.sw +
               (int64_t(group) * outputs + m0 + element) * c.gm.sc;
+#pragma unroll
+    for (int k = 0; k < kElements; ++k)
+      x[u + k] = first[k] + n * c.xm.sn + int64_t(h) * c.g.sh * c.xm.sh + int64_t(w) * c.g.sw * c.xm.sw;
   }
 
   const auto fetch = [&](Stage& stage) {
@@ -94,11 +95,14 @@ __global__ void __launch_bounds__(FfmaTile<kSide, kSide>::kThreads, FfmaTile<kSi
                              exists && m0 + at < outputs ? 4 * kWidth : 0);
         const bool valid =
             exists && uint32_t(h + down[k]) < uint32_t(c.xm.h) && uint32_t(w + across[k]) < uint32_t(c.xm.w);
-        cp_async<4 * kWidth>(&stage.b[row + u * kNextPixel][at], x[k] + x_offset[u], valid ? 4 * kWidth : 0);
+        cp_async<4 * kWidth>(&stage.b[row + u * kNextPixel][at], x[u + k], valid ? 4 * kWidth : 0);
       }
-      oh[u] += p.next_h, ow[u] += p.next_w, x_offset[u] += p.by_x.next, grad[u] += p.by_grad.next;
-      if (ow[u] >= c.gm.w) ow[u] -= int(c.gm.w), ++oh[u], x_offset[u] += p.by_x.row, grad[u] += p.by_grad.row;
-      if (oh[u] >= c.gm.h) oh[u] -= int(c.gm.h), x_offset[u] += p.by_x.image, grad[u] += p.by_grad.image;
+      oh[u] += p.next_h, ow[u] += p.next_w, grad[u] += p.by_grad.next;
+      int64_t x_step = p.by_x.next;
+      if (ow[u] >= c.gm.w) ow[u] -= int(c.gm.w), ++oh[u], x_step += p.by_x.row, grad[u] += p.by_grad.row;
+      if (oh[u] >= c.gm.h) oh[u] -= int(c.gm.h), x_step += p.by_x.image, grad[u] += p.by_grad.image;
+#pragma unroll
+      for (int k = 0; k < kElements; ++k) x[u + k] += x_step;
     }
     pixel += S::kDepth;
   };

@@ -40,13 +40,13 @@ __device__ __forceinline__ void run_stages(typename S::Stage* stages, int steps,
     if (s < steps) fetch(stages[s]);
     cp_async_commit();
   }
-  int reading = 0, writing = S::kStages - 1;
+  static_assert((S::kStages & (S::kStages - 1)) == 0);  // so that a stage's number is its step's last bits
   for (int step = 0; step < steps; ++step) {
     cp_async_wait<S::kStages - 2>();
     sync_block();
-    if (step + S::kStages - 1 < steps) fetch(stages[writing]);  // what all warps have left behind
+    if (step + S::kStages - 1 < steps) fetch(stages[(step + S::kStages - 1) % S::kStages]);  // which all have left
     cp_async_commit();
-    const typename S::Stage& stage = stages[reading];
+    const typename S::Stage& stage = stages[step % S::kStages];
 #pragma unroll
     for (int d = 0; d < S::kDepth; ++d) {
       Vec<float, 4> a[2], b[2];
@@ -60,7 +60,6 @@ __device__ __forceinline__ void run_stages(typename S::Stage* stages, int steps,
 #pragma unroll
         for (int k = 0; k < 8; ++k) sum[i][k] = fmaf(a[i / 4].v[i % 4], b[k / 4].v[k % 4], sum[i][k]);
     }
-    reading = reading + 1 == S::kStages ? 0 : reading + 1, writing = writing + 1 == S::kStages ? 0 : writing + 1;
   }
 }
 
