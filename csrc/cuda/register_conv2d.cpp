@@ -3,6 +3,7 @@
 #include "cuda/registration.h"
 #include "ops/conv2d_checks.h"
 #include "ops/conv2d_phases.h"
+#include "ops/conv_transpose2d_checks.h"
 
 namespace fastcnn {
 namespace {
@@ -136,8 +137,8 @@ Tensor conv2d_packed(const Tensor& x, const Tensor& w, const OptionalTensor& pac
   return convolve(x, w, packed, bias, residual, a, relu, accuracy, mode);
 }
 
-// Fills p.y, the input gradient for p.x of the convolution `forward`, by convolutions of stride 1: one for each phase
-// of its stride.
+// Fills whole.y, the input gradient for whole.x of the convolution `forward`, by convolutions of stride 1: one for each
+// phase of its stride.
 void adjoint(const char* op, const cuda::Conv2d& whole, const Tensor& grad, const Tensor& weight,
              const ConvGeometry& forward, cuda::ConvKernel kernel) {
   for (const Phase& down : phases(whole.ym.h, forward.kh, forward.sh, forward.ph, forward.dh))
@@ -163,35 +164,53 @@ void adjoint(const char* op, const cuda::Conv2d& whole, const Tensor& grad, cons
     }
 }
 
+// y of size [n, c, h, w]: the adjoint, applied to g, of the convolution with `weight` of something of y's size, plus
+// bias[c].
+Tensor transposed(const char* op, const Tensor& g, const Tensor& weight, const OptionalTensor& bias, const Tensor& y,
+                  const ConvGeometry& forward) {
+  if (!y.numel()) return y;
+  cuda::Conv2d p{};
+  p.dtype = dtype_of(op, g), p.adjoint = true, p.g = forward;
+  std::swap(p.g.group_in, p.g.group_out);
+  const Tensor b = bias ? torch::stable::contiguous(*bias) : g;
+  if (bias) p.bias = b.const_data_ptr();
+  const bool strided = p.g.sh > 1 || p.g.sw > 1, dilated = p.g.dh > 1 || p.g.dw > 1;
+  const auto wanted =
+      cuda::choose_kernel(p.g, p.dtype, y.size(2), y.size(3), is_channels_last(g) && is_channels_last(y));
+  const auto kernel = strided && dilated ? cuda::ConvKernel::direct : wanted;
+  const bool nhwc = reads_nhwc(kernel);
+  const Tensor from = nhwc ? as_nhwc(g) : g, to = nhwc ? nhwc_output(y) : y;
+  p.x = from.const_data_ptr(), p.xm = nhwc ? nhwc_map(from) : map_of(from);
+  p.y = to.mutable_data_ptr(), p.ym = nhwc ? nhwc_map(to) : map_of(to);
+  if (kernel == cuda::ConvKernel::direct) {
+    p.w = weight.const_data_ptr(), p.ws = strides_of(weight, forward.groups);
+    std::swap(p.ws.o, p.ws.c);
+    launched(op, g, [&](void* stream) { return cuda::conv2d_direct(p, stream); });
+  } else {
+    adjoint(op, p, from, weight, forward, kernel);
+  }
+  return to.get() == y.get() ? y : torch::stable::contiguous(to);
+}
+
 Tensor conv2d_backward_input(const Tensor& grad, const Tensor& weight, const Ints& size, const Ints& stride,
                              const Ints& padding, const Ints& dilation, int64_t groups, int64_t accuracy) {
   constexpr const char* kOp = "conv2d_backward_input";
   check_accuracy(kOp, accuracy);
-  cuda::Conv2d p{};
-  p.dtype = dtype_of(kOp, grad), p.adjoint = true;
+  dtype_of(kOp, grad);
   const Conv2dArgs a = read_args(kOp, stride, padding, dilation, groups);
   check_input_grad_args(kOp, grad, weight, size);
-  const Tensor g = dense(grad);
-  const Tensor dx = empty(size, g, conv_format(g, weight));
-  const ConvGeometry forward = p.g = conv_geometry(kOp, dx, weight, a);
-  check_grad(kOp, grad, conv_output(kOp, dx, weight, p.g));
-  if (!dx.numel()) return dx;
-  std::swap(p.g.group_in, p.g.group_out);
-  const bool strided = p.g.sh > 1 || p.g.sw > 1, dilated = p.g.dh > 1 || p.g.dw > 1;
-  const auto wanted = cuda::choose_kernel(p.g, p.dtype, size[2], size[3], is_channels_last(g) && is_channels_last(dx));
-  const auto kernel = strided && dilated ? cuda::ConvKernel::direct : wanted;
-  const bool nhwc = reads_nhwc(kernel);
-  const Tensor from = nhwc ? as_nhwc(g) : g, to = nhwc ? nhwc_output(dx) : dx;
-  p.x = from.const_data_ptr(), p.xm = nhwc ? nhwc_map(from) : map_of(from);
-  p.y = to.mutable_data_ptr(), p.ym = nhwc ? nhwc_map(to) : map_of(to);
-  if (kernel == cuda::ConvKernel::direct) {
-    p.w = weight.const_data_ptr(), p.ws = strides_of(weight, groups);
-    std::swap(p.ws.o, p.ws.c);
-    launched(kOp, g, [&](void* stream) { return cuda::conv2d_direct(p, stream); });
-  } else {
-    adjoint(kOp, p, from, weight, forward, kernel);
-  }
-  return to.get() == dx.get() ? dx : torch::stable::contiguous(to);
+  const Tensor g = dense(grad), dx = empty(size, g, conv_format(g, weight));
+  const ConvGeometry forward = conv_geometry(kOp, dx, weight, a);
+  check_grad(kOp, grad, conv_output(kOp, dx, weight, forward));
+  return transposed(kOp, g, weight, std::nullopt, dx, forward);
+}
+
+Tensor conv_transpose2d(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const Ints& stride,
+                        const Ints& padding, const Ints& output_padding, const Ints& dilation, int64_t groups) {
+  Conv2dArgs a;
+  const Ints size = conv_transpose_output(x, weight, bias, stride, padding, output_padding, dilation, groups, a);
+  const Tensor g = dense(x), y = empty(size, g, conv_format(g, weight));
+  return transposed(kConvTranspose2d, g, weight, bias, y, conv_geometry(kConvTranspose2d, y, weight, a));
 }
 
 Tensor conv2d_backward_weight(const Tensor& grad, const Tensor& input, const Ints& size, const Ints& stride,
@@ -236,5 +255,7 @@ FASTCNN_CUDA_LIBRARY(m) {
   m.impl("_conv2d", TORCH_BOX(&fastcnn::conv2d_packed));
   m.impl("_pack_weight", TORCH_BOX(&fastcnn::pack_weight));
   m.impl("conv2d_backward_input", TORCH_BOX(&fastcnn::conv2d_backward_input));
+  m.impl("conv_transpose2d", TORCH_BOX(&fastcnn::conv_transpose2d));
+  m.impl("_conv_transpose2d", TORCH_BOX(&fastcnn::conv_transpose2d));
   m.impl("conv2d_backward_weight", TORCH_BOX(&fastcnn::conv2d_backward_weight));
 }
