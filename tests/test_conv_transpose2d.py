@@ -220,6 +220,7 @@ def test_threads_change_no_bit(layout):
         assert all(map(torch.equal, result, results[0]))
 
 
+@pytest.mark.cpu
 def test_explain():
     (row,) = fastcnn.explain(F.conv_transpose2d, (1, 4, 5, 5), (4, 3, 3, 3)).rows
     assert row.op == "conv_transpose2d"

@@ -175,6 +175,7 @@ def test_is_used():
     assert is_stale(conv)
 
 
+@pytest.mark.cpu
 def test_direct_and_winograd_side_by_side():
     """One weight on a small and on a large map is packed in two ways, and each is found again."""
     conv, calls = layer(), [(X.shape, (1, 1, 0, 0, 1, 1, 1), 1), ((2, 16, 66, 66), (1, 1, 0, 0, 1, 1, 1), 1)]

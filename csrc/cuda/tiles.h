@@ -42,6 +42,12 @@ constexpr int kUnpoolWarps = 8, kUnpoolBytes = 6 << 10, kUnpoolChunk = 32;
 constexpr int kFusedThreads = 256, kLeastRows = 4;
 constexpr int64_t kEnoughBlocks = 528;
 
+// Convolution without shared memory: 16 sums a thread take two loads of 4 elements to 16 products.
+constexpr int kConvThreads = 128, kDirectPixels = 4;
+
+// Convolution by halo tile. Four rows of outputs a thread read a weight once for four products.
+constexpr int kGroupedThreads = 256, kGroupedRows = 4;
+
 constexpr int64_t kMostBlocks = (int64_t{1} << 31) - 1;  // of a grid
 
 // The exponent of the largest power of two up to n, but `most` at most.
@@ -52,6 +58,28 @@ inline int log2_floor(int64_t n, int most) {
 }
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Tiles of a matrix product, pixels x channels: the largest that yields a block for each of an H100's 132 processors.
+// On tensor cores a warp computes 64x32 of the largest, 3 bytes of shared memory to 32 products of 16 bits, and 32x32
+// of the others, 4 bytes.
+enum class GemmTile { k128x128, k128x64, k64x64 };
+inline GemmTile gemm_tile(int64_t pixels, int64_t channels, int64_t groups) {
+  const int64_t rows = (pixels + 127) / 128 * groups;
+  if (channels > 64 && rows * ((channels + 127) / 128) >= 132) return GemmTile::k128x128;
+  return rows * ((channels + 63) / 64) >= 132 ? GemmTile::k128x64 : GemmTile::k64x64;
+}
+
+// Taps of an axis that those products take: a pixel keeps a word of bits for both axes, and one to spare.
+constexpr int kMostTaps = 15;
+
+// Ranges of pixels that weight gradients are summed over separately, where `blocks` blocks cover the weight: so many
+// that the blocks fill the 132 processors of an H100 four times, but none of fewer than 256 pixels. A function of sizes
+// alone, so that the sums are the same on every chip.
+inline int64_t weight_grad_splits(int64_t pixels, int64_t blocks) {
+  const int64_t wanted = (4 * 132 + blocks - 1) / blocks, most = (pixels + 255) / 256;
+  const int64_t splits = wanted < most ? wanted : most, chunk = (pixels + splits - 1) / splits;
+  return (pixels + chunk - 1) / chunk;
+}
 
 inline bool aligned(const void* p, int bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
 

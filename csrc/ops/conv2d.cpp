@@ -5,62 +5,16 @@
 #include <cstring>
 #include <memory>
 
-#include "ops/conv2d_args.h"
+#include "ops/conv2d_checks.h"
+#include "ops/conv2d_phases.h"
 #include "ops/conv2d_winograd_grad.h"
 #include "ops/scratch.h"
 
 namespace fastcnn {
 namespace {
 
-using OptionalTensor = std::optional<Tensor>;
-
 // Multiply-adds below which waking the pool (5 microseconds and more) costs more than a second thread saves.
 constexpr int64_t kSerialWork = 256 * 1024;
-
-// Geometry of a convolution of x [n, c, ..] with a weight [o, c/groups, kh, kw].
-ConvGeometry geometry(const char* op, const Tensor& x, const Tensor& w, const Conv2dArgs& a) {
-  check_4d(op, "input", x);
-  check_4d(op, "weight", w);
-  check_same_dtype(op, "weight", x, w);
-  constexpr int64_t kMost = int64_t{1} << 31;
-  for (int d = 0; d < 4; ++d)
-    FASTCNN_CHECK(w.size(d) < kMost && x.size(d) < kMost, op, ": tensor sizes must be below 2^31");
-  FASTCNN_CHECK(w.size(2) > 0 && w.size(3) > 0, op, ": expected a kernel of at least 1x1, but got weight of size ",
-                str(w));
-  FASTCNN_CHECK(w.size(0) % a.groups == 0 && w.size(0) > 0, op, ": Given groups=", a.groups,
-                ", expected weight to be at least ", a.groups,
-                " at dimension 0 and divisible by it, but got weight of size ", str(w));
-  FASTCNN_CHECK(x.size(1) == w.size(1) * a.groups, op, ": Given groups=", a.groups, ", weight of size ", str(w),
-                ", expected input", str(x), " to have ", w.size(1) * a.groups, " channels, but got ", x.size(1),
-                " channels instead");
-  // A window's rows and columns are counted in 32 bits; a padded image's bytes, twice over, in 64.
-  const int64_t reach_h = (w.size(2) - 1) * a.dilation.h + 1, reach_w = (w.size(3) - 1) * a.dilation.w + 1;
-  FASTCNN_CHECK(reach_h < kMost && reach_w < kMost && w.size(2) * w.size(3) < kMost, op, ": expected weight of size ",
-                str(w), " with dilation (", a.dilation.h, ", ", a.dilation.w,
-                ") to span fewer than 2^31 rows and columns");
-  const int64_t padded_h = x.size(2) + 2 * a.padding.h, padded_w = x.size(3) + 2 * a.padding.w;
-  FASTCNN_CHECK(__int128{x.size(1)} * padded_h * padded_w < __int128{1} << 56, op, ": input", str(x), " with padding (",
-                a.padding.h, ", ", a.padding.w, "): its padded size overflows");
-  ConvGeometry g{};
-  g.groups = a.groups, g.group_in = w.size(1), g.group_out = w.size(0) / a.groups;
-  g.kh = int32_t(w.size(2)), g.kw = int32_t(w.size(3));
-  g.sh = int32_t(a.stride.h), g.sw = int32_t(a.stride.w), g.dh = int32_t(a.dilation.h), g.dw = int32_t(a.dilation.w);
-  g.ph = int32_t(a.padding.h), g.pw = int32_t(a.padding.w);
-  g.zh = g.zw = 1;
-  return g;
-}
-
-void check_accuracy(const char* op, int64_t accuracy) {
-  FASTCNN_CHECK(accuracy >= 0 && accuracy <= 2, op, ": expected accuracy 0 (strict), 1 (default) or 2 (fast), but got ",
-                accuracy);
-}
-
-int64_t output_size(const char* op, int64_t in, int64_t k, int64_t s, int64_t p, int64_t d) {
-  const int64_t window = d * (k - 1) + 1;
-  FASTCNN_CHECK(in + 2 * p >= window, op, ": Calculated padded input size per channel: ", in + 2 * p,
-                ". Kernel size: ", window, ". Kernel size can't be greater than actual input size");
-  return (in + 2 * p - window) / s + 1;
-}
 
 // One panel after another, by all threads.
 Tensor pack(const WeightView& view, const ConvGeometry& g, Dtype dtype, ConvAlgorithm algorithm, const Tensor& like) {
@@ -138,16 +92,6 @@ void run(const Conv2dParams& p) {
   });
 }
 
-// How far beyond the input a padding that repeats it may reach: torch's rule.
-void check_reach(const char* op, const Tensor& x, const Conv2dArgs& a, Padding mode) {
-  if (mode == Padding::zeros) return;
-  const int64_t edge = mode == Padding::reflect ? 1 : 0;
-  const bool inside = a.padding.h <= x.size(2) - edge && a.padding.w <= x.size(3) - edge;
-  FASTCNN_CHECK(mode == Padding::replicate ? x.size(2) > 0 && x.size(3) > 0 : inside, op, ": Padding size should be ",
-                edge ? "less than" : "at most", " the corresponding input dimension, but got padding (", a.padding.h,
-                ", ", a.padding.w, ") for input", str(x));
-}
-
 // The algorithm that a packed weight is for: its size tells.
 ConvAlgorithm algorithm_of(const Tensor& packed, const ConvGeometry& g, Dtype dtype) {
   const ConvAlgorithm strict = strict_conv2d(g, dtype, cpu_isa());
@@ -175,32 +119,17 @@ Tensor convolve(const Tensor& input, const Tensor& weight, const OptionalTensor&
   constexpr const char* kOp = "conv2d";
   const Dtype dtype = dtype_of(kOp, input);
   Conv2dParams p{};
-  p.g = geometry(kOp, input, weight, a);
+  p.g = conv_geometry(kOp, input, weight, a);
   p.dtype = dtype, p.relu = relu, p.g.padding = mode;
   check_reach(kOp, input, a, mode);
   check_accuracy(kOp, accuracy);
-  const Ints size{input.size(0), weight.size(0), output_size(kOp, input.size(2), p.g.kh, p.g.sh, p.g.ph, p.g.dh),
-                  output_size(kOp, input.size(3), p.g.kw, p.g.sw, p.g.pw, p.g.dw)};
+  const Ints size = conv_output(kOp, input, weight, p.g);
   check_numel(kOp, size);
   std::unique_ptr<char[]> padded_bias;
-  if (bias) {
-    FASTCNN_CHECK(bias->dim() == 1 && bias->size(0) == weight.size(0), kOp, ": Given weight of size ", str(weight),
-                  ", expected bias to be 1-dimensional with ", weight.size(0), " elements, but got bias of size ",
-                  str(*bias));
-    // Beside a packed weight, which is of the accumulator type, the bias may be, too.
-    const ScalarType wide = accumulator_type(dtype);
-    if (!packed || bias->scalar_type() != wide) check_same_dtype(kOp, "bias", input, *bias);
-  }
-  if (residual) {
-    check_same_dtype(kOp, "residual", input, *residual);
-    bool same = residual->dim() == 4;
-    for (int d = 0; same && d < 4; ++d) same = residual->size(d) == size[d];
-    FASTCNN_CHECK(same, kOp, ": expected residual to have the output's size [", size[0], ", ", size[1], ", ", size[2],
-                  ", ", size[3], "], but got ", str(*residual));
-  }
+  check_bias(kOp, input, weight, bias, packed.has_value());
+  check_residual(kOp, input, residual, size);
   const Tensor x = dense(input);
-  const bool channels_last = is_channels_last(x) || is_channels_last(weight);
-  const Tensor y = empty(size, x, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  const Tensor y = empty(size, x, conv_format(x, weight));
   if (!y.numel()) return y;
   p.y = y.mutable_data_ptr(), p.ym = map_of(y);
   p.algorithm =
@@ -226,13 +155,9 @@ Tensor conv2d(const Tensor& x, const Tensor& w, const OptionalTensor& bias, cons
 // One list instead of three and a number: each list that crosses the stable ABI costs half a microsecond.
 Tensor conv2d_packed(const Tensor& x, const Tensor& w, const OptionalTensor& packed, const OptionalTensor& bias,
                      const OptionalTensor& residual, const Ints& geometry, bool relu, int64_t accuracy) {
-  FASTCNN_CHECK(geometry.size() == 7 || geometry.size() == 8,
-                "_conv2d: expected geometry to have 7 or 8 values, but got ", geometry.size());
-  const int64_t mode = geometry.size() == 8 ? geometry[7] : 0;
-  FASTCNN_CHECK(mode >= 0 && mode <= 3, "_conv2d: expected a padding mode from 0 to 3, but got ", mode);
-  const auto at = geometry.begin();
-  const Conv2dArgs a = read_args("conv2d", {at, at + 2}, {at + 2, at + 4}, {at + 4, at + 6}, geometry[6]);
-  return convolve(x, w, packed, bias, residual, a, relu, accuracy, Padding(mode));
+  Padding mode;
+  const Conv2dArgs a = read_flat_args(geometry, mode);
+  return convolve(x, w, packed, bias, residual, a, relu, accuracy, mode);
 }
 
 Tensor pack_weight(const Tensor& weight, int64_t groups, bool winograd) {
@@ -248,31 +173,6 @@ Tensor pack_weight(const Tensor& weight, int64_t groups, bool winograd) {
                 ": expected a 3x3 kernel for Winograd's algorithm, but got ", "weight of size ", str(weight));
   const ConvAlgorithm algorithm = winograd ? ConvAlgorithm::winograd : strict_conv2d(g, dtype, cpu_isa());
   return pack(forward_view(weight, groups), g, dtype, algorithm, weight);
-}
-
-Tensor empty_input(const Tensor& grad, const Tensor& weight, const Ints& size) {
-  const bool channels_last = is_channels_last(grad) || is_channels_last(weight);
-  return empty(size, grad, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
-}
-
-// Rows (or columns) of dx that read the same taps: first, first+step, ... Each such phase is a convolution of stride 1
-// over g with those taps alone.
-struct Phase {
-  int64_t first, step, count;
-  int32_t taps, padding, spread;  // spread: of g, whose elements stand on every spread-th position
-  int64_t tap, tap_step;          // the taps it reads
-};
-
-// dx[h] = sum over i with h+p-i*d = s*q of w[i] * g[q]. Undilated, h = s*t + a reads the taps i = tap + s*k, and of g
-// the positions t + (a+p-tap)/s - k. A dilated, strided convolution reads g with its elements spread instead.
-std::vector<Phase> phases(int64_t size, int32_t k, int32_t s, int32_t p, int32_t d) {
-  if (s == 1 || d > 1) return {{0, 1, size, k, d * (k - 1) - p, s, 0, 1}};
-  std::vector<Phase> all;
-  for (int32_t a = 0; a < s && a < size; ++a) {
-    const int32_t tap = (a + p) % s, taps = tap < k ? (k - tap + s - 1) / s : 0;
-    all.push_back({a, s, (size - a + s - 1) / s, taps, taps - 1 - (a + p - tap) / s, 1, tap, s});
-  }
-  return all;
 }
 
 // Fills dx, the adjoint of the convolution f, with its value for g, which is dense; bias: one value a channel of dx.
@@ -315,19 +215,11 @@ Tensor conv2d_backward_input(const Tensor& grad, const Tensor& weight, const Int
   check_accuracy(kOp, accuracy);
   dtype_of(kOp, grad);
   const Conv2dArgs a = read_args(kOp, stride, padding, dilation, groups);
-  FASTCNN_CHECK(size.size() == 4, kOp, ": expected input_size to have 4 values, but got ", size.size());
-  check_4d(kOp, "grad", grad);
-  check_4d(kOp, "weight", weight);
-  check_same_dtype(kOp, "weight", grad, weight);
-  check_numel(kOp, size);
-  for (const int64_t s : size) FASTCNN_CHECK(s >= 0, kOp, ": expected input_size of at least 0, but got ", s);
+  check_input_grad_args(kOp, grad, weight, size);
   const Tensor g = dense(grad);
-  Tensor dx = empty_input(g, weight, size);
-  const ConvGeometry f = geometry(kOp, dx, weight, a);
-  FASTCNN_CHECK(grad.size(0) == size[0] && grad.size(1) == weight.size(0) &&
-                    grad.size(2) == output_size(kOp, size[2], f.kh, f.sh, f.ph, f.dh) &&
-                    grad.size(3) == output_size(kOp, size[3], f.kw, f.sw, f.pw, f.dw),
-                kOp, ": expected grad to have the size of the convolution's output, but got ", str(grad));
+  Tensor dx = empty(size, g, conv_format(g, weight));
+  const ConvGeometry f = conv_geometry(kOp, dx, weight, a);
+  check_grad(kOp, grad, conv_output(kOp, dx, weight, f));
   adjoint(g, weight, std::nullopt, f, dx, accuracy);
   return dx;
 }
@@ -367,20 +259,12 @@ Tensor conv2d_backward_weight(const Tensor& grad, const Tensor& input, const Int
   check_accuracy(kOp, accuracy);
   const Dtype dtype = dtype_of(kOp, grad);
   const Conv2dArgs a = read_args(kOp, stride, padding, dilation, groups);
-  FASTCNN_CHECK(size.size() == 4, kOp, ": expected weight_size to have 4 values, but got ", size.size());
-  for (const int64_t n : size) FASTCNN_CHECK(n >= 0, kOp, ": expected weight_size of at least 0, but got ", n);
-  check_4d(kOp, "grad", grad);
-  check_4d(kOp, "input", input);
-  check_same_dtype(kOp, "input", grad, input);
-  check_numel(kOp, size);
+  check_weight_grad_args(kOp, grad, input, size);
   Tensor dw = empty(size, grad, MemoryFormat::Contiguous);
   Conv2dWeightGradParams p{};
   p.dtype = dtype;
-  p.g = geometry(kOp, input, dw, a);
-  FASTCNN_CHECK(grad.size(0) == input.size(0) && grad.size(1) == size[0] &&
-                    grad.size(2) == output_size(kOp, input.size(2), p.g.kh, p.g.sh, p.g.ph, p.g.dh) &&
-                    grad.size(3) == output_size(kOp, input.size(3), p.g.kw, p.g.sw, p.g.pw, p.g.dw),
-                kOp, ": expected grad to have the size of the convolution's output, but got ", str(grad));
+  p.g = conv_geometry(kOp, input, dw, a);
+  check_grad(kOp, grad, conv_output(kOp, input, dw, p.g));
   if (!dw.numel()) return dw;
   if (!grad.numel()) return torch::stable::fill_(dw, 0.0);
   const Tensor x = dense(input), g = dense(grad);
@@ -421,8 +305,8 @@ Tensor conv2d_with_moments(const Tensor& x, const Tensor& weight, const Optional
 Tensor transposed_conv2d(const char* op, const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
                          const Ints& size, const Conv2dArgs& a) {
   const Tensor g = dense(x);
-  Tensor y = empty_input(g, weight, size);
-  adjoint(g, weight, bias, geometry(op, y, weight, a), y, 0);
+  Tensor y = empty(size, g, conv_format(g, weight));
+  adjoint(g, weight, bias, conv_geometry(op, y, weight, a), y, 0);
   return y;
 }
 

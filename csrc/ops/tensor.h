@@ -62,6 +62,11 @@ inline Dtype dtype_of(const char* op, const Tensor& t) {
 
 inline ScalarType accumulator_type(Dtype d) { return d == Dtype::f64 ? ScalarType::Double : ScalarType::Float; }
 
+inline ScalarType scalar_type_of(Dtype d) {
+  constexpr ScalarType types[] = {ScalarType::Float, ScalarType::Double, ScalarType::Half, ScalarType::BFloat16};
+  return types[int32_t(d)];
+}
+
 inline std::string str(const Tensor& t) {
   std::string s = "[";
   for (int64_t d = 0; d < t.dim(); ++d) s += (d ? ", " : "") + std::to_string(t.size(d));

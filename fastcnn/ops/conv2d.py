@@ -58,8 +58,12 @@ def define(namespace: str) -> SimpleNamespace:
 
     def pack_fake(weight, groups, winograd=False):
         double = weight.dtype == torch.float64
-        lanes = _library._C.lanes(double)
         outputs, inputs, kh, kw = weight.shape
+        if weight.is_cuda or namespace != "fastcnn":  # csrc/cuda/conv2d.cuh: packed_layout
+            wide = weight.dtype in (torch.float32, torch.float64)
+            filled = groups * -(-(outputs // groups) // 4) * 4 if wide else outputs
+            return weight.new_empty(filled * inputs * kh * kw)
+        lanes = _library._C.lanes(double)
         side_by_side = groups > 1 and outputs == inputs * groups and inputs in (1, 2, 4, 8) and inputs <= lanes
         vectors = -(-outputs // lanes) if side_by_side else groups * -(-(outputs // groups) // lanes)
         dtype = torch.float64 if double else torch.float32

@@ -1,0 +1,104 @@
+// Convolutions on the GPU. Every entry returns null, or why a kernel could not start.
+#pragma once
+#include "ops/conv2d.h"
+
+namespace fastcnn::cuda {
+
+// Element strides of a weight: output channel, channel of the sum, row, column, group.
+struct WeightStrides {
+  int64_t o, c, i, j, g;
+};
+
+// y[n,o,p,q] = act(b[o] + sum over c, i, j of w[o,c,i,j] * x[n, c, p*sh-ph+i*dh, q*sw-pw+j*dw] + r[n,o,p,q])
+// adjoint: instead over the positions of x whose window i, j holds (p, q): the input gradient of such a convolution,
+// whose own geometry the strides, paddings and dilations are.
+struct Conv2d {
+  const void* x;
+  const void* w;
+  const void* bias;      // or null
+  const void* residual;  // as y; or null
+  void* y;
+  Dtype dtype;     // of all of them
+  bool wide_bias;  // bias is of the accumulator type instead
+  bool relu, adjoint;
+  Map xm, rm, ym;
+  WeightStrides ws;
+  ConvGeometry g;  // channels per group of this x and y; without padding modes
+};
+
+// dw[o,c,i,j] = sum over n, p, q of grad[n,o,p,q] * x[n, c, p*sh-ph+i*dh, q*sw-pw+j*dw]
+struct Conv2dWeightGrad {
+  const void* x;
+  const void* grad;
+  void* partial;  // accumulator type, [splits][o][i][j][c]
+  void* dw;       // contiguous
+  Dtype dtype;
+  Map xm, gm;
+  ConvGeometry g;
+  int64_t splits;  // ranges of pixels, each summed for itself
+};
+
+// Weights as kernels read them. channels_inner: [o][i][j][c], for 16-bit types; else [g][i][j][c][o], where the
+// outputs of a group are filled up by zeros to a multiple of four, so that four are one copy of 16 bytes.
+struct PackedLayout {
+  int64_t elements, group_out;  // group_out: with the filling
+  WeightStrides strides;
+  bool channels_inner;
+};
+
+inline PackedLayout packed_layout(const ConvGeometry& g, Dtype dtype) {
+  const int64_t taps = int64_t{g.kh} * g.kw;
+  if (size_of(dtype) == 2) {
+    const int64_t o = taps * g.group_in;
+    return {g.groups * g.group_out * o, g.group_out, {o, 1, g.kw * g.group_in, g.group_in, g.group_out * o}, true};
+  }
+  const int64_t group_out = (g.group_out + 3) / 4 * 4, j = g.group_in * group_out;
+  return {g.groups * taps * j, group_out, {1, group_out, g.kw * j, j, taps * j}, false};
+}
+
+// A weight to that layout; rotated: its taps in reverse order.
+struct Conv2dPack {
+  const void* w;
+  void* packed;
+  Dtype from, to;
+  WeightStrides ws;
+  bool rotated;
+  ConvGeometry g;
+};
+const char* pack_conv2d_weight(const Conv2dPack& p, void* stream);
+
+// y: x with `p.h` rows and `p.w` columns more on each side, both dense in one layout.
+struct Pad2d {
+  const void* x;
+  void* y;
+  int64_t element_bytes;
+  Padding mode;
+  Map xm, ym;
+  int64_t ph, pw;
+};
+const char* pad2d(const Pad2d& p, void* stream);
+
+// Any type, layout and geometry.
+const char* conv2d_direct(const Conv2d& p, void* stream);
+const char* conv2d_weight_grad_direct(const Conv2dWeightGrad& p, void* stream);
+int64_t direct_weight_grad_splits(const Conv2dWeightGrad& p);
+
+// float16 and bfloat16, x, residual and y NHWC, channels per group in multiples of 8, kernels of at most kMostTaps a
+// side, not adjoint; w in its packed layout. All pointers to multiples of 16 bytes.
+const char* conv2d_mma(const Conv2d& p, void* stream);
+const char* conv2d_weight_grad_mma(const Conv2dWeightGrad& p, void* stream);
+int64_t mma_weight_grad_splits(const Conv2dWeightGrad& p);
+
+// float32 in any layout, kernels of at most kMostTaps a side, not adjoint; w in its packed layout.
+const char* conv2d_ffma(const Conv2d& p, void* stream);
+const char* conv2d_weight_grad_ffma(const Conv2dWeightGrad& p, void* stream);
+int64_t ffma_weight_grad_splits(const Conv2dWeightGrad& p);
+
+// float32, float16 and bfloat16, x, residual and y NHWC and aligned to 16 bytes; as many channels of y as of x, 1, 2 or
+// 4 a group; a tile for it exists (conv2d_grouped_tile.h); not adjoint.
+const char* conv2d_grouped(const Conv2d& p, void* stream);
+
+// dw as the sum of its partial ones, in their order.
+const char* conv2d_weight_grad_finish(const Conv2dWeightGrad& p, void* stream);
+
+}  // namespace fastcnn::cuda

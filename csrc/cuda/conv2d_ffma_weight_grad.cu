@@ -1,0 +1,186 @@
+// The weight gradient of float32 tensors in either layout as a matrix product in exact float32: output channels times
+// weights (taps and, within each, channels), summed over pixels. Each split of the pixels leaves its sums to
+// conv2d_weight_grad_finish.
+#include <climits>
+
+#include "cuda/conv2d.cuh"
+#include "cuda/divisor.h"
+#include "cuda/ffma_tile.cuh"
+#include "cuda/tiles.h"
+
+namespace fastcnn::cuda {
+namespace {
+
+constexpr int64_t kMost = (int64_t{1} << 31) - 1;
+
+int64_t blocks_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
+// From an output pixel to the one kFfmaDepth further on: elements, and what a step to the next row of pixels or to the
+// next image adds to them. sh, sw: what the tensor moves by when an output pixel does.
+struct PixelSteps {
+  int64_t next, row, image;
+
+  PixelSteps() = default;
+  PixelSteps(const Map& out, int64_t sn, int64_t sh, int64_t sw) {
+    const int64_t rows = kFfmaDepth / out.w;
+    next = rows / out.h * sn + rows % out.h * sh + kFfmaDepth % out.w * sw;
+    row = sh - out.w * sw, image = sn - out.h * sh;
+  }
+};
+
+struct Params {
+  Conv2dWeightGrad conv;
+  int pixels, chunk, weights;  // chunk: pixels of a split, a multiple of the depth; weights: of an output channel
+  int next_h, next_w;          // rows and columns of output pixels, as PixelSteps
+  PixelSteps by_x, by_grad;
+  Divisor by_h, by_w, by_group_in, by_kw, by_columns, by_rows;
+};
+
+// kVector: four channels a copy, neighbouring threads copy neighbouring channels. Else one a copy, and neighbouring
+// threads copy neighbouring pixels.
+template <int kSide, bool kVector>
+__global__ void __launch_bounds__(FfmaTile<kSide, kSide>::kThreads, FfmaTile<kSide, kSide>::kBlocks)
+    conv2d_ffma_weight_grad_kernel(Params p) {
+  using S = FfmaTile<kSide, kSide>;
+  using Stage = typename S::Stage;
+  FASTCNN_SHARED(Stage, stages);
+  const Conv2dWeightGrad& c = p.conv;
+  const int thread = threadIdx.x, group = blockIdx.y, outputs = int(c.g.group_out);
+  uint32_t row_block, column_block;
+  const int split = int(p.by_rows.divide(p.by_columns.divide(blockIdx.x, column_block), row_block));
+  const int m0 = int(row_block) * kSide, n0 = int(column_block) * kSide;
+
+  // What this thread copies of every step: of some pixels some channels of the gradient, and as many weights' inputs.
+  constexpr int kWidth = kVector ? 4 : 1, kCopies = S::kDepth * kSide / kWidth / S::kThreads;
+  constexpr int kPixels = kVector ? kCopies : 1, kElements = kVector ? 1 : kCopies;
+  constexpr int kNextPixel = S::kThreads / (kSide / kWidth), kNextElement = S::kThreads / S::kDepth;
+  const int row = kVector ? thread / (kSide / kWidth) : thread % S::kDepth;
+  const int element = kVector ? thread % (kSide / kWidth) * kWidth : thread / S::kDepth;
+  const float* first[kElements];  // of the input that the tap reads for output pixel 0
+  int down[kElements], across[kElements];
+#pragma unroll
+  for (int k = 0; k < kElements; ++k) {
+    const int weight = n0 + element + k * kNextElement;
+    uint32_t channel, j;
+    const uint32_t i = p.by_kw.divide(p.by_group_in.divide(weight < p.weights ? weight : 0, channel), j);
+    down[k] = int(i) * c.g.dh - c.g.ph, across[k] = int(j) * c.g.dw - c.g.pw;
+    first[k] = static_cast<const float*>(c.x) + (group * c.g.group_in + channel) * c.xm.sc + down[k] * c.xm.sh +
+               across[k] * c.xm.sw;
+    if (weight >= p.weights) down[k] = INT_MIN;  // above every input
+  }
+  const int begin = split * p.chunk, end = p.pixels - begin < p.chunk ? p.pixels : begin + p.chunk;
+  int pixel = begin + row, oh[kPixels], ow[kPixels];
+  const float *x[kCopies], *grad[kPixels];  // x: of every pixel and element; of one of them there is but one
+#pragma unroll
+  for (int u = 0; u < kPixels; ++u) {
+    uint32_t h, w;
+    const int64_t n = p.by_h.divide(p.by_w.divide(pixel + u * kNextPixel, w), h);
+    oh[u] = int(h), ow[u] = int(w);
+    grad[u] = static_cast<const float*>(c.grad) + n * c.gm.sn + h * c.gm.sh + w * c.gm.sw +
+              (int64_t(group) * outputs + m0 + element) * c.gm.sc;
+#pragma unroll
+    for (int k = 0; k < kElements; ++k)
+      x[u + k] = first[k] + n * c.xm.sn + int64_t(h) * c.g.sh * c.xm.sh + int64_t(w) * c.g.sw * c.xm.sw;
+  }
+
+  const auto fetch = [&](Stage& stage) {
+#pragma unroll
+    for (int u = 0; u < kPixels; ++u) {
+      const bool exists = pixel + u * kNextPixel < end;
+      const int h = oh[u] * c.g.sh, w = ow[u] * c.g.sw;
+#pragma unroll
+      for (int k = 0; k < kElements; ++k) {
+        const int at = element + k * kNextElement;
+        cp_async<4 * kWidth>(&stage.a[row + u * kNextPixel][at], grad[u] + k * kNextElement * c.gm.sc,
+                             exists && m0 + at < outputs ? 4 * kWidth : 0);
+        const bool valid =
+            exists && uint32_t(h + down[k]) < uint32_t(c.xm.h) && uint32_t(w + across[k]) < uint32_t(c.xm.w);
+        cp_async<4 * kWidth>(&stage.b[row + u * kNextPixel][at], x[u + k], valid ? 4 * kWidth : 0);
+      }
+      oh[u] += p.next_h, ow[u] += p.next_w, grad[u] += p.by_grad.next;
+      int64_t x_step = p.by_x.next;
+      if (ow[u] >= c.gm.w) ow[u] -= int(c.gm.w), ++oh[u], x_step += p.by_x.row, grad[u] += p.by_grad.row;
+      if (oh[u] >= c.gm.h) oh[u] -= int(c.gm.h), x_step += p.by_x.image, grad[u] += p.by_grad.image;
+#pragma unroll
+      for (int k = 0; k < kElements; ++k) x[u + k] += x_step;
+    }
+    pixel += S::kDepth;
+  };
+
+  float sum[8][8] = {};
+  const ThreadPlace at = S::place(thread);
+  run_stages<S>(stages, (end - begin + S::kDepth - 1) / S::kDepth, fetch, sum, at);
+
+  float* out = static_cast<float*>(c.partial) + (int64_t(split) * c.g.groups + group) * outputs * p.weights;
+#pragma unroll
+  for (int i = 0; i < 8; ++i)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int o = m0 + at.row(i), weight = n0 + at.column(half * 4);
+      if (o >= outputs) continue;
+      float* to = out + int64_t(o) * p.weights + weight;
+      const float* v = &sum[i][half * 4];
+      if (p.weights % 4 == 0) {
+        if (weight < p.weights) store(reinterpret_cast<Vec<float, 4>*>(to), Vec<float, 4>{v[0], v[1], v[2], v[3]});
+        continue;
+      }
+#pragma unroll
+      for (int k = 0; k < 4; ++k)
+        if (weight + k < p.weights) store(to + k, v[k]);
+    }
+}
+
+int64_t weights_of(const ConvGeometry& g) { return int64_t{g.kh} * g.kw * g.group_in; }
+
+// 128x128 where the weight fills it, else 64x64.
+int64_t side_of(const ConvGeometry& g) { return g.group_out > 64 && weights_of(g) > 64 ? 128 : 64; }
+
+// Pixels of a split, whole steps of the kernel.
+int64_t chunk_of(int64_t pixels, int64_t splits) {
+  return blocks_of(blocks_of(pixels, splits), kFfmaDepth) * kFfmaDepth;
+}
+
+// Whether four channels of every pixel, and of every tap, are one aligned copy.
+bool in_fours(const void* p, const Map& m, int64_t channels) {
+  return m.sc == 1 && m.sn % 4 == 0 && m.sh % 4 == 0 && m.sw % 4 == 0 && channels % 4 == 0 && aligned(p, 16);
+}
+
+template <int kSide>
+const char* run(Params p, void* stream) {
+  using S = FfmaTile<kSide, kSide>;
+  const Conv2dWeightGrad& c = p.conv;
+  const int64_t columns = blocks_of(p.weights, kSide), rows = blocks_of(c.g.group_out, kSide);
+  const int64_t blocks = columns * rows * c.splits;
+  if (blocks > kMostBlocks || c.g.groups > 65535) return "the weight is too large for one grid";
+  p.by_columns = Divisor(columns), p.by_rows = Divisor(rows);
+  const Launch l{dim3(unsigned(blocks), unsigned(c.g.groups)), dim3(S::kThreads),
+                 sizeof(typename S::Stage) * S::kStages, stream};
+  return in_fours(c.x, c.xm, c.g.group_in) && in_fours(c.grad, c.gm, c.g.group_out)
+             ? launch<conv2d_ffma_weight_grad_kernel<kSide, true>>(l, p)
+             : launch<conv2d_ffma_weight_grad_kernel<kSide, false>>(l, p);
+}
+
+}  // namespace
+
+int64_t ffma_weight_grad_splits(const Conv2dWeightGrad& c) {
+  const int64_t side = side_of(c.g), pixels = c.gm.n * c.gm.h * c.gm.w;
+  const int64_t blocks = blocks_of(c.g.group_out, side) * blocks_of(weights_of(c.g), side) * c.g.groups;
+  return blocks_of(pixels, chunk_of(pixels, weight_grad_splits(pixels, blocks)));
+}
+
+const char* conv2d_weight_grad_ffma(const Conv2dWeightGrad& c, void* stream) {
+  const int64_t pixels = c.gm.n * c.gm.h * c.gm.w, weights = weights_of(c.g);
+  if (pixels > kMost - 2 * kFfmaDepth) return "the output has too many pixels for one grid";
+  if (c.xm.h + 2 * int64_t{c.g.ph} > kMost || c.xm.w + 2 * int64_t{c.g.pw} > kMost)
+    return "an axis exceeds 2^31 positions";
+  if (weights > kMost - 128 || c.g.group_out > kMost - 128) return "the weight is too large for one grid";
+  Params p{};
+  p.conv = c, p.pixels = int(pixels), p.chunk = int(chunk_of(pixels, c.splits)), p.weights = int(weights);
+  p.next_h = int(kFfmaDepth / c.gm.w % c.gm.h), p.next_w = int(kFfmaDepth % c.gm.w);
+  p.by_x = PixelSteps(c.gm, c.xm.sn, c.g.sh * c.xm.sh, c.g.sw * c.xm.sw);
+  p.by_grad = PixelSteps(c.gm, c.gm.sn, c.gm.sh, c.gm.sw);
+  p.by_h = Divisor(c.gm.h), p.by_w = Divisor(c.gm.w), p.by_group_in = Divisor(c.g.group_in), p.by_kw = Divisor(c.g.kw);
+  return side_of(c.g) == 128 ? run<128>(p, stream) : run<64>(p, stream);
+}
+
+}  // namespace fastcnn::cuda

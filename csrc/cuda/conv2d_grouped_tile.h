@@ -1,0 +1,44 @@
+// The halo tile of convolutions with few channels per group: which there are, and how large a block's is.
+#pragma once
+#include "cuda/tiles.h"
+#include "ops/conv2d.h"
+
+namespace fastcnn::cuda {
+
+struct GroupedTile {
+  int rows, columns, chunks;  // of outputs, and of 16 bytes of their channels
+  int height, width;          // of the inputs that their windows cover
+};
+
+inline int64_t grouped_chunks(const ConvGeometry& g, Dtype dtype) {
+  return g.groups * g.group_in * size_of(dtype) / 16;
+}
+
+// Of the tile and its weights.
+inline int64_t grouped_bytes(const ConvGeometry& g, Dtype dtype, const GroupedTile& t) {
+  const int64_t weights = int64_t{g.kh} * g.kw * t.chunks * (16 / size_of(dtype)) * g.group_in;
+  return int64_t{t.height} * t.width * t.chunks * 16 + weights * int64_t(sizeof(float));
+}
+
+// As many chunks as a line of all banks has, and as many rows as the threads that are left compute; fewer where shared
+// memory does not hold what they read. No rows: it does not hold even the least tile.
+inline GroupedTile grouped_tile(const ConvGeometry& g, int64_t h, int64_t w, Dtype dtype) {
+  const int64_t all = grouped_chunks(g, dtype);
+  for (int chunks = 8; chunks > 0; chunks /= 2)
+    for (int columns = 8; columns > 0; columns /= 2) {
+      if ((chunks / 2 >= all && chunks > 1) || (columns / 2 >= w && columns > 1)) continue;
+      const int most = kGroupedThreads / (chunks * columns);
+      for (int strips = most < 8 ? most : 8; strips > 0; strips /= 2) {
+        const int rows = strips * kGroupedRows;
+        if (rows / 2 >= h && strips > 1) continue;
+        const int64_t height = (rows - 1) * int64_t{g.sh} + (g.kh - 1) * int64_t{g.dh} + 1;
+        const int64_t width = (columns - 1) * int64_t{g.sw} + (g.kw - 1) * int64_t{g.dw} + 1;
+        if (height > 1024 || width > 1024) continue;
+        const GroupedTile t{rows, columns, chunks, int(height), int(width)};
+        if (grouped_bytes(g, dtype, t) <= kSharedBytes) return t;
+      }
+    }
+  return {};
+}
+
+}  // namespace fastcnn::cuda
