@@ -1,11 +1,15 @@
 // CUDA's execution model on the host: what csrc/cuda/launch.h starts kernels with where nvcc does not compile them.
 #pragma once
+#include <typeinfo>
+
 #include "machine.h"
+#include "trace.h"
 
 namespace simt {
 
 template <class Kernel>
 const char* run(dim3 grid, dim3 block, size_t shared, const Kernel& kernel) {
+  if (tracing()) return record({typeid(Kernel).name(), {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, shared});
   return machine.run(grid, block, shared, [](const void* k) { (*static_cast<const Kernel*>(k))(); }, &kernel);
 }
 
