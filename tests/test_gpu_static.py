@@ -194,6 +194,23 @@ def test_a_dropped_bound_is_refused():
     ]
 
 
+def test_launches_of_a_layer_of_full_size():
+    """Its host code decides, nothing is computed, and names are spelled as in compiled code."""
+    library = pytest.importorskip("tests.simt.library")
+    if library.MISSING:
+        pytest.skip(library.MISSING)
+    from bench.static import layers
+
+    layer = next(each for each in layers.all_layers() if str(each) == "alexnet.pool1 forward nhwc f32")
+    call, tensors = layers.prepare(layer, layers.BATCH, small=False, filled=False)
+    assert sum(t.numel() * t.element_size() for t in tensors) == 128 * 96 * (55 * 55 * 4 + 27 * 27 * (4 + 1))
+    (launch,) = layers.launches(call)
+    assert launch == layers.Launch("max_pool2d_kernel<float, unsigned char, 4, 3>", 128 * 3 * 3, 256, 0)
+    traffic = layers.count(layer, launch.kernel)
+    assert (traffic.sectors, traffic.bytes) == (1, 1)
+    assert traffic.requests > 0
+
+
 def layer(microseconds: float, sectors=1.0, conflicts=1.0) -> dict[str, gate.LayerResult]:
     work = bound.Work(bytes=1, shared_requests=1, conflicts=conflicts)
     limit = {"A100": bound.Bound(microseconds, "DRAM", 1.0)}
