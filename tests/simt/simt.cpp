@@ -42,3 +42,15 @@ EXPORT uint64_t fastcnn_simt_sites(simt::SiteTraffic* out, uint64_t capacity) {
   std::copy_n(sites.begin(), std::min<uint64_t>(capacity, sites.size()), out);
   return sites.size();
 }
+
+EXPORT void fastcnn_simt_reset_launches() {
+  const std::lock_guard<std::mutex> hold(simt::trace().lock);
+  simt::trace().launches.clear();
+}
+// Fills at most `capacity` entries, returns how many there are.
+EXPORT uint64_t fastcnn_simt_launches(simt::LaunchRecord* out, uint64_t capacity) {
+  const std::lock_guard<std::mutex> hold(simt::trace().lock);
+  const auto& launches = simt::trace().launches;
+  std::copy_n(launches.begin(), std::min<uint64_t>(capacity, launches.size()), out);
+  return launches.size();
+}
