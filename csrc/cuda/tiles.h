@@ -21,6 +21,9 @@ constexpr int kPoolThreads = 256, kPoolLanes = 8, kPoolElements = 2048;
 constexpr int kFusedThreads = 256, kLeastRows = 4;
 constexpr int64_t kEnoughBlocks = 528;
 
+// __launch_bounds__ names the blocks that a processor should hold at least: left to choose, ptxas spills registers into
+// local memory where a few bytes of them buy one block more.
+
 constexpr int64_t kMostBlocks = (int64_t{1} << 31) - 1;  // of a grid
 
 inline bool aligned(const void* p, int bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
