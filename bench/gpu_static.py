@@ -30,7 +30,8 @@ def compact(baseline: dict) -> str:
         return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
 
     kernels = ",\n".join(f'  "{arch}": {group(found, "  ")}' for arch, found in baseline["kernels"].items())
-    return f'{{\n "kernels": {{\n{kernels}\n }},\n "layers": {group(baseline["layers"], " ")}\n}}\n'
+    nvcc, layers = json.dumps(baseline["nvcc"]), group(baseline["layers"], " ")
+    return f'{{\n "nvcc": {nvcc},\n "kernels": {{\n{kernels}\n }},\n "layers": {layers}\n}}\n'
 
 
 def main(
@@ -55,9 +56,13 @@ def main(
     for table in report.tables(result):
         table.print(console)
     if write:
-        before = check.baseline_of(result)
+        before = {"nvcc": toolchain.version(), **check.baseline_of(result)}
         baseline.write_text(compact(before))
         PAGE.write_text(report.markdown(result, "python bench/gpu_static.py --write"))
+    if (other := before.get("nvcc", toolchain.version())) != toolchain.version():
+        console.print(
+            f"the baseline is of nvcc {other}, this is {toolchain.version()}: differences may be the compiler's"
+        )
     found = check.problems(result, before)
     for problem in found:
         console.print(f"[red]refused[/red] {problem}", soft_wrap=True, highlight=False)

@@ -87,11 +87,14 @@ def examine(sources: Iterable[Path], architectures: Iterable[str], with_layers: 
 def examine_layers(kernels: dict[str, dict[str, Kernel]]) -> dict[str, LayerResult]:
     from . import layers  # imports fastcnn, which the kernels do not need
 
-    results = {}
+    results, counted = {}, {}
     for layer in layers.all_layers():
         call, _ = layers.prepare(layer, layers.BATCH, small=False, filled=False)
         launch = layers.main(layers.launches(call))
-        traffic = layers.count(layer, launch.kernel)
+        key = layers.counted_as(layer, launch.kernel)
+        if key not in counted:
+            counted[key] = layers.count(layer, launch.kernel)
+        traffic = counted[key]
         result = LayerResult(
             str(layer),
             launch.kernel,

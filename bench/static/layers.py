@@ -185,7 +185,7 @@ class Traffic:
     """Counted on a reduced layer that the same kernel runs."""
 
     sectors: float  # of global memory, per least number that the requests' bytes need
-    conflicts: float  # cycles of shared memory per ideal cycle
+    conflicts: float  # cycles of shared memory per ideal cycle; where there is ldmatrix, of it alone
     bytes: float  # in distinct sectors, per byte that must move
     requests: float  # of warps to global memory, per element of x
     shared_requests: float
@@ -205,15 +205,23 @@ def count(layer: Layer, kernel: str) -> Traffic | None:
         c = ground.fastcnn_simt_counters()
     loads, stores = c.global_load, c.global_store
     shared = (c.shared_load, c.shared_store, c.ldmatrix)
+    # Of a matrix product the epilogue uses shared memory, too, and of the reduced sum it is a large part.
+    looped = (c.ldmatrix,) if c.ldmatrix.requests else shared
     elements = math.prod(reduced(layer, list(layer.case.input_shape(batch))))
     least = sum(t.numel() * t.element_size() for t in tensors)
     return Traffic(
         (loads.units + stores.units) / (loads.ideal + stores.ideal),
-        sum(t.units for t in shared) / max(1, sum(t.ideal for t in shared)),
+        sum(t.units for t in looped) / max(1, sum(t.ideal for t in looped)),
         (c.read_bytes + c.written_bytes) / least,
         (loads.requests + stores.requests) / elements,
         sum(t.requests for t in shared) / elements,
     )
+
+
+def counted_as(layer: Layer, kernel: str) -> tuple:
+    """Layers of which this is the same need be counted once."""
+    case = layer.case
+    return (kernel, case.kernel_size, case.stride) if isinstance(case, ConvCase) else (layer,)
 
 
 def main(started: list[Launch]) -> Launch:

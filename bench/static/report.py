@@ -1,5 +1,6 @@
 """The gate's tables, for the terminal and for docs/gpu-static.md."""
 
+import textwrap
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ class Table:
 
     def markdown(self) -> str:
         rows = [self.columns, ("---",) * len(self.columns), *self.rows]
-        return "\n".join([f"## {self.title}", "", self.text, "", *(f"|{'|'.join(row)}|" for row in rows), ""])
+        text = textwrap.fill(self.text, 120)
+        return "\n".join([f"## {self.title}", "", text, "", *(f"|{'|'.join(row)}|" for row in rows), ""])
 
     def print(self, console: Console) -> None:
         table = RichTable(title=self.title, box=box.SIMPLE_HEAD, title_justify="left")
@@ -94,15 +96,18 @@ def families(arch: str, kernels: Iterable[Kernel]) -> Table:
 def notable(result: Result) -> Table:
     rows = []
     for arch, kernels in result.kernels.items():
-        for k in kernels.values():
-            for excuses, happens, what in (
-                (check.KNOWN_STACK, k.resources.stack, f"{k.resources.stack} bytes of stack, {k.spills} of spills"),
-                (check.KNOWN_DOUBLE, k.code.hottest.mix["double"], "float64 in the hottest loop"),
-            ):
-                reasons = {e.reason for e in excuses if check.excused(k, (e,))}
-                if happens and "double" not in k.name.split(",")[0] and reasons:
-                    rows.append((f"sm_{arch}", f"`{k.name}`", what, "; ".join(reasons)))
-    return Table("Exceptions", "What the gate lets pass, and why.", ("", "kernel", "what", "reason"), rows)
+        for excuse in (*check.KNOWN_STACK, *check.KNOWN_DOUBLE):
+            let = [k for k in kernels.values() if check.excused(k, (excuse,))]
+            if excuse in check.KNOWN_STACK:
+                let = [k for k in let if k.resources.stack]
+                what = f"up to {max((k.resources.stack for k in let), default=0)} bytes of stack"
+            else:
+                let = [k for k in let if k.code.hottest.mix["double"] and not check.is_double(k)]
+                what = "float64 in the hottest loop"
+            if let:
+                families = ", ".join(sorted({k.family for k in let}))
+                rows.append((f"sm_{arch}", f"{len(let)} of {families}", what, excuse.reason))
+    return Table("Exceptions", "What the gate lets pass, and why.", ("", "kernels", "what", "reason"), rows)
 
 
 def bounds(result: Result) -> Table:
@@ -188,11 +193,11 @@ def traffic(result: Result) -> Table:
             conflicts = f"{layer.work.conflicts:.2f}" if layer.work.shared_requests else ""
             rows.append((layer.name, f"`{layer.kernel}`", f"{layer.bytes:.2f}", f"{layer.sectors:.2f}", conflicts))
     text = (
-        "Counted while the kernels run on the CPU, on one image of the layer (convolutions: on 32 input channels of "
-        "each group, and as many images as it takes for the same tile). Bytes: in distinct sectors, by those that must "
-        "move. Sectors: that requests touch, by the fewest that their bytes fit in; what neighbouring lanes leave "
-        "unused of a sector, caches may serve later. Conflicts: cycles of shared memory by the fewest of the "
-        "same requests."
+        "Counted while the kernels run on the CPU, on one image of the layer (convolutions: once for each window, on "
+        "32 input channels of each group and as many images as it takes for the same tile). Bytes: in distinct "
+        "sectors, by those that must move. Sectors: that requests touch, by the fewest that their bytes fit in; what "
+        "neighbouring lanes leave unused of a sector, caches may serve later. Conflicts: cycles of shared memory (of "
+        "matrix products: of ldmatrix) by the fewest of the same requests."
     )
     return Table("Memory traffic", text, ("layer", "kernel", "bytes", "sectors", "conflicts"), rows)
 
@@ -219,10 +224,11 @@ def chips() -> Table:
 
 
 def markdown(result: Result, command: str) -> str:
-    head = f"""# The CUDA kernels, examined without a GPU
-
-Made by `{command}` with nvcc {toolchain.version()}; do not edit. [gpu.md](gpu.md) says what this shows and what it does
-not. **Nothing here was timed: every bound is predicted from machine code and published rates.** What
-`python bench/gpu_static.py --check` compares with stands in `bench/static/baseline.json`, instance by instance.
-"""
-    return "\n".join([head, *(table.markdown() for table in [*tables(result), chips()])])
+    head = (
+        f"Made by `{command}` with nvcc {toolchain.version()}; do not edit. [gpu.md](gpu.md) says what this shows and "
+        "what it does not. **Nothing here was timed: every bound is predicted from machine code and published rates.** "
+        "What `python bench/gpu_static.py --check` compares with stands in `bench/static/baseline.json`."
+    )
+    title = "# The CUDA kernels, examined without a GPU"
+    made = [table.markdown() for table in [*tables(result), chips()]]
+    return "\n".join([title, "", textwrap.fill(head, 120), "", *made])

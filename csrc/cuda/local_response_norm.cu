@@ -12,7 +12,7 @@ using Params = LocalResponseNormParams;
 // neighbouring pixels and keeps the window in registers, so that every value is read once. Neighbouring lanes take
 // neighbouring pixels. kAhead channels are requested at once: one request a thread would leave the memory idle.
 template <class T, int V, int kBefore, int kAfter, class Power>
-__global__ void __launch_bounds__(kNormThreads) normalize_walk(Params p, Divisor chunks, Power power) {
+__global__ void __launch_bounds__(kNormThreads, 2) normalize_walk(Params p, Divisor chunks, Power power) {
   using A = Acc<T>;
   constexpr int kWindow = kBefore + 1 + kAfter;
   uint32_t chunk;
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kNormThreads) normalize_walk(Params p, Divisor
 // The same walk backward. Channel j's s needs x up to j + kAfter, and channel c's sum the terms up to j = c + kBefore:
 // the output lags kBefore + kAfter channels behind the input.
 template <class T, int V, int kBefore, int kAfter, class Power>
-__global__ void __launch_bounds__(kNormThreads) normalize_walk_backward(Params p, Divisor chunks, Power power) {
+__global__ void __launch_bounds__(kNormThreads, 2) normalize_walk_backward(Params p, Divisor chunks, Power power) {
   using A = Acc<T>;
   constexpr int kWindow = kBefore + 1 + kAfter;
   uint32_t chunk;
@@ -158,7 +158,7 @@ __device__ void fetch(const Place& place, Acc<T>* x) {
 }
 
 template <class T, int V, class Power>
-__global__ void __launch_bounds__(kNormThreads) normalize_tile(Params p, Tile t, Power power) {
+__global__ void __launch_bounds__(kNormThreads, 2) normalize_tile(Params p, Tile t, Power power) {
   using A = Acc<T>;
   FASTCNN_SHARED(A, x);
   const Place place(p, t);
@@ -179,7 +179,7 @@ __global__ void __launch_bounds__(kNormThreads) normalize_tile(Params p, Tile t,
 }
 
 template <class T, int V, class Power>
-__global__ void __launch_bounds__(kNormThreads) normalize_tile_backward(Params p, Tile t, Power power) {
+__global__ void __launch_bounds__(kNormThreads, 2) normalize_tile_backward(Params p, Tile t, Power power) {
   using A = Acc<T>;
   FASTCNN_SHARED(A, x);  // then the terms: own, shared
   A* own = x + t.size;

@@ -60,7 +60,7 @@ __device__ inline int at_most(int v, int high) { return v > high ? high : v; }
 // Rows of x pass through shared memory once; of the normalized ones those stay that a later row of windows needs: row r
 // in slot r % slots.
 template <class T, class Index, class Power>
-__global__ void __launch_bounds__(kFusedThreads) lrn_max_pool2d_kernel(Strip s, Power power) {
+__global__ void __launch_bounds__(kFusedThreads, 4) lrn_max_pool2d_kernel(Strip s, Power power) {
   using A = Acc<T>;
   FASTCNN_SHARED(A, x);
   const Part part(s);
@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(kFusedThreads) lrn_max_pool2d_kernel(Strip s, 
 // between would store it, then the normalization's own gradient. Channel c needs the terms of [c - after, c + before],
 // and those the x around them.
 template <class T, class Index, class Power>
-__global__ void __launch_bounds__(kFusedThreads) lrn_max_pool2d_backward_kernel(Strip s, Power power) {
+__global__ void __launch_bounds__(kFusedThreads, 4) lrn_max_pool2d_backward_kernel(Strip s, Power power) {
   using A = Acc<T>;
   FASTCNN_SHARED(A, x);
   const Part part(s);

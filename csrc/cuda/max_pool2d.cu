@@ -11,7 +11,7 @@ using Geometry = MaxPool2dGeometry;
 // One output of V channels a thread. K: the window's height and width where the compiler should know them, so that all
 // its loads are under way at once; else 0.
 template <class T, class Index, int V, int K>
-__global__ void __launch_bounds__(kPoolThreads) max_pool2d_kernel(Geometry p, MapTile t) {
+__global__ void __launch_bounds__(kPoolThreads, 5) max_pool2d_kernel(Geometry p, MapTile t) {
   const MapBlock<V> block(t);
   const int kh = K ? K : p.kh, kw = K ? K : p.kw;
   const T* x = static_cast<const T*>(p.x);
@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kPoolThreads) max_pool2d_kernel(Geometry p, Ma
 // One input of V channels a thread adds up the gradients of the windows whose maximum it is, in raster order: no two
 // threads write one place, so that nothing depends on their order.
 template <class T, class Index, int V>
-__global__ void __launch_bounds__(kPoolThreads) max_pool2d_backward_kernel(Geometry p, MapTile t) {
+__global__ void __launch_bounds__(kPoolThreads, 5) max_pool2d_backward_kernel(Geometry p, MapTile t) {
   const MapBlock<V> block(t);
   for (int e = threadIdx.x; e < t.size(); e += kPoolThreads) {
     int64_t c;
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kPoolThreads) max_pool2d_backward_kernel(Geome
 }
 
 template <class T, class Index>
-__global__ void __launch_bounds__(kPoolThreads) max_pool2d_gather_kernel(Geometry p, MapTile t) {
+__global__ void __launch_bounds__(kPoolThreads, 5) max_pool2d_gather_kernel(Geometry p, MapTile t) {
   const MapBlock<1> block(t);
   for (int e = threadIdx.x; e < t.size(); e += kPoolThreads) {
     int64_t c;

@@ -48,6 +48,9 @@ constexpr int kConvThreads = 128, kDirectPixels = 4;
 // Convolution by halo tile. Four rows of outputs a thread read a weight once for four products.
 constexpr int kGroupedThreads = 256, kGroupedRows = 4;
 
+// __launch_bounds__ names the blocks that a processor should hold at least: left to choose, ptxas spills registers into
+// local memory where a few bytes of them buy one block more.
+
 constexpr int64_t kMostBlocks = (int64_t{1} << 31) - 1;  // of a grid
 
 // The exponent of the largest power of two up to n, but `most` at most.
