@@ -92,6 +92,7 @@ Tensor convolve(const Tensor& input, const Tensor& weight, const OptionalTensor&
                 const OptionalTensor& residual, Conv2dArgs a, bool relu, int64_t accuracy,
                 Padding mode = Padding::zeros) {
   constexpr const char* kOp = "conv2d";
+  check_one_device(kOp, input, weight, packed, bias, residual);
   cuda::Conv2d p{};
   p.dtype = dtype_of(kOp, input), p.relu = relu;
   p.g = conv_geometry(kOp, input, weight, a);
@@ -196,6 +197,7 @@ Tensor conv2d_backward_input(const Tensor& grad, const Tensor& weight, const Int
                              const Ints& padding, const Ints& dilation, int64_t groups, int64_t accuracy) {
   constexpr const char* kOp = "conv2d_backward_input";
   check_accuracy(kOp, accuracy);
+  check_one_device(kOp, grad, weight);
   dtype_of(kOp, grad);
   const Conv2dArgs a = read_args(kOp, stride, padding, dilation, groups);
   check_input_grad_args(kOp, grad, weight, size);
@@ -207,6 +209,7 @@ Tensor conv2d_backward_input(const Tensor& grad, const Tensor& weight, const Int
 
 Tensor conv_transpose2d(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const Ints& stride,
                         const Ints& padding, const Ints& output_padding, const Ints& dilation, int64_t groups) {
+  check_one_device(kConvTranspose2d, x, weight, bias);
   Conv2dArgs a;
   const Ints size = conv_transpose_output(x, weight, bias, stride, padding, output_padding, dilation, groups, a);
   const Tensor g = dense(x), y = empty(size, g, conv_format(g, weight));
@@ -217,6 +220,7 @@ Tensor conv2d_backward_weight(const Tensor& grad, const Tensor& input, const Int
                               const Ints& padding, const Ints& dilation, int64_t groups, int64_t accuracy) {
   constexpr const char* kOp = "conv2d_backward_weight";
   check_accuracy(kOp, accuracy);
+  check_one_device(kOp, grad, input);
   cuda::Conv2dWeightGrad p{};
   p.dtype = dtype_of(kOp, grad);
   const Conv2dArgs a = read_args(kOp, stride, padding, dilation, groups);
