@@ -53,7 +53,7 @@ def name_of(text: str) -> str:
 def record(call: Callable[[], object]) -> tuple[object, list[Launch]]:
     """What call() returns, and the kernels that it launched."""
     ground = ctypes.CDLL(str(library.build()))
-    ground.fastcnn_simt_launches.restype = ctypes.c_uint64
+    ground.fastcnn_simt_recorded.restype = ctypes.c_uint64
     ground.fastcnn_simt_launch.restype = RecordedLaunch
     ground.fastcnn_simt_launch.argtypes = [ctypes.c_uint64]
     ground.fastcnn_simt_argument.restype = ctypes.c_void_p
@@ -64,7 +64,7 @@ def record(call: Callable[[], object]) -> tuple[object, list[Launch]]:
     finally:
         ground.fastcnn_simt_record(0)
     launches = []
-    for i in range(ground.fastcnn_simt_launches()):
+    for i in range(ground.fastcnn_simt_recorded()):
         launch, size = ground.fastcnn_simt_launch(i), ctypes.c_uint64()
         arguments = []
         for argument in range(launch.arguments):

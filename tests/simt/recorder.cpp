@@ -15,7 +15,7 @@ EXPORT void fastcnn_simt_record(int32_t on) {
   if (on) simt::recorder().launches.clear();
 }
 
-EXPORT uint64_t fastcnn_simt_launches() { return simt::recorder().launches.size(); }
+EXPORT uint64_t fastcnn_simt_recorded() { return simt::recorder().launches.size(); }
 
 EXPORT RecordedLaunch fastcnn_simt_launch(uint64_t i) {
   const auto& l = simt::recorder().launches.at(i);
