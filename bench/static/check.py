@@ -17,7 +17,12 @@ class Excuse:
 # Kernels that may use local memory, as far as the baseline does: none.
 KNOWN_STACK: tuple[Excuse, ...] = ()
 # Kernels of narrower types that may compute in float64.
-KNOWN_DOUBLE = (Excuse("AnyPower", "exponents other than 3/4 go through float64's pow, as torch's values need"),)
+KNOWN_DOUBLE = (
+    Excuse("AnyPower", "exponents other than 3/4 go through float64's pow, as torch's values need"),
+    Excuse("avg_pool2d_", "a window's divisor is a float64, converted once"),
+    Excuse("find_affine", "once a channel: the CPU's kernel folds in float64, too"),
+    Excuse("subsample2d_sum_kernel", "the second stage of a reduction, over a few sums a channel"),
+)
 # What the hottest loop of a kernel must be made of.
 PATHS = ((r"mma(_\w+)?_kernel", ("HMMA", "LDSM", "LDGSTS")),)
 FFMA_SHARE = (r"ffma(_\w+)?_kernel", 0.75)
