@@ -154,6 +154,12 @@ def _other(where: str, name: str, x: torch.Tensor) -> Choice:
     return Choice(where, name, _describe(x), kernel, "", why)
 
 
+def _cuda(where: str, name: str, x: torch.Tensor) -> Choice:
+    why = "fastcnn's CUDA kernels, chosen by csrc/cuda from sizes and types alone; not timed on any GPU"
+    override = "FASTCNN_DISABLE=1 runs stock PyTorch, FASTCNN_SKIP_CUDA_BUILD=1 at installation leaves them out"
+    return Choice(where, name, _describe(x), f"{name} (CUDA)", "", why, override=override)
+
+
 class _Recorder(TorchDispatchMode):
     def __init__(self, model: torch.nn.Module | None):
         super().__init__()
@@ -179,7 +185,9 @@ class _Recorder(TorchDispatchMode):
         called, name = self.path[-1] if self.path else "", func._opname
         where = next((self.owners[id(a)] for a in args[1:] if id(a) in self.owners), called)
         if func.namespace == "fastcnn" and not name.startswith("_pack"):
-            if name in ("conv2d", "_conv2d"):
+            if args[0].is_cuda:
+                self.rows.append(_cuda(where, name.strip("_").removesuffix("_values"), args[0]))
+            elif name in ("conv2d", "_conv2d"):
                 geometry = args[5] if name == "_conv2d" else (*args[4], *args[5], *args[6], args[7])
                 how = args[-1], name == "_conv2d" and args[2] is not None
                 self.rows.append(_conv2d(where, args[0], args[1], tuple(geometry[:7]), how))
@@ -192,6 +200,8 @@ class _Recorder(TorchDispatchMode):
             x = args[0]
             if config.disabled:
                 why = "FASTCNN_DISABLE is set"
+            elif x.is_cuda and _library.cuda_missing:
+                why = f"fastcnn has no CUDA kernels here: {_library.cuda_missing}"
             elif x.device.type != "cpu":
                 why = f"fastcnn has no {x.device.type} kernel for it"
             elif x.dtype in FLOATING:
