@@ -87,8 +87,7 @@ def simt(request):
 
     machine = ground.Ground(library.build())
     yield machine
-    for name in ("COUNT", "ORDER", "COPY"):
-        machine.set(f"FASTCNN_SIMT_{name}", None)
+    machine.reset()
 
 
 def all_three(case, dtype, layout=torch.channels_last):
