@@ -29,8 +29,8 @@ def build(out: Path, *flags: str) -> Path:
     return out
 
 
-def run_sanitized(library: Path, sanitizer: str, case: str) -> str:
-    """What `ground.py library case` prints, with the sanitizer's runtime in front of every other library."""
+def run_sanitized(sanitizer: str, *arguments: str, timeout: float | None = 300, **variables: str) -> str:
+    """What Python prints, with the sanitizer's runtime in front of every other library."""
     runtimes = [
         subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
         for name in [*RUNTIMES[sanitizer], "libstdc++.so.6"]
@@ -41,12 +41,13 @@ def run_sanitized(library: Path, sanitizer: str, case: str) -> str:
         "OPENBLAS_NUM_THREADS": "1",
         "ASAN_OPTIONS": "detect_leaks=0",  # the interpreter has its own
         "TSAN_OPTIONS": "suppress_equal_addresses=0",  # launches share the memory that blocks share
+        **variables,
     }
     # ThreadSanitizer's shadow memory allows no randomized addresses.
     fixed_addresses = [shutil.which("setarch"), "-R"] if sanitizer == "thread" else []
-    command = [*fixed_addresses, sys.executable, __file__, str(library), case]
+    command = [*fixed_addresses, sys.executable, *arguments]
     return subprocess.run(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout
     ).stdout
 
 

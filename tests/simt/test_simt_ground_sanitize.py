@@ -17,7 +17,7 @@ def sanitized(tmp_path_factory):
         if sanitizer not in built:
             out = tmp_path_factory.mktemp("simt") / f"libground_{sanitizer.split(',')[0]}.so"
             built[sanitizer] = ground.build(out, "-O1", f"-fsanitize={sanitizer}", "-fno-omit-frame-pointer")
-        return ground.run_sanitized(built[sanitizer], sanitizer, case)
+        return ground.run_sanitized(sanitizer, ground.__file__, str(built[sanitizer]), case)
 
     return run
 
