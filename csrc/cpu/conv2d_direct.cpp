@@ -72,6 +72,7 @@ void compute(const Conv2dParams& p, const Conv2dPlan& plan, const Block& b, cons
   const bool narrow = cols <= kNarrowMR && b.panel1 - b.panel0 > 2;
   const int most = narrow ? kNarrowMR : kMR, vectors = narrow ? kMaxNV : 2;
   const int64_t tiles = (cols + most - 1) / most;
+  const bool follows = g.kh * g.kw == 1 && g.sw == 1 && source.col == channels;  // the next tile's inputs on this one's
   alignas(64) A tile[kMR * 2 * L > kNarrowMR * kMaxNV * L ? kMR * 2 * L : kNarrowMR * kMaxNV * L];
   const auto row_of_tiles = [&](int64_t v0, int64_t oh, int64_t i, int64_t last) {
     const int nv = b.panel1 - v0 < vectors ? int(b.panel1 - v0) : vectors;
@@ -82,7 +83,9 @@ void compute(const Conv2dParams& p, const Conv2dPlan& plan, const Block& b, cons
       const int64_t w0 = i * cols / tiles, pixels = (i + 1) * cols / tiles - w0, ow = b.ow0 + w0;
       const E* x = source.at + (oh - b.oh0) * g.sh * source.row + w0 * g.sw * source.col;
       const auto sum = [&](const Out<A>& out) {
-        accumulate_for<A, E>(int(pixels), nv)(x, g.sw * source.col, runs, packed + v0 * panel, panel, out);
+        const auto accumulate = follows && v0 == b.panel0 ? accumulate_for<A, E, true>(int(pixels), nv)
+                                                          : accumulate_for<A, E>(int(pixels), nv);
+        accumulate(x, g.sw * source.col, runs, packed + v0 * panel, panel, out);
       };
       if (whole_vectors<T>(p) && width == nv * L) {
         sum(out_of<T>(p, tile_bias, b.n, channel, oh, ow));

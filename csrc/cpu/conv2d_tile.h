@@ -45,8 +45,9 @@ struct Out {
 };
 
 // out[t][v*L..] = sum over k of x[t*step + k] * w[v][k][..], k over all runs; panels of w lie `panel` apart. E: what is
-// multiplied, an A or a pair.
-template <class A, class E, int MR, int NV>
+// multiplied, an A or a pair. Fetch: the inputs of the next tile, which follow on this one's, are brought near the
+// while; prefetching in hardware follows the channels of one pixel, not the step to the next MR pixels.
+template <class A, class E, int MR, int NV, bool Fetch>
 void accumulate(const E* x, int64_t step, const Runs& runs, const E* w, int64_t panel, const Out<A>& out) {
   constexpr int L = Vec<A>::lanes;
   V<A> acc[MR][NV];
@@ -63,7 +64,9 @@ void accumulate(const E* x, int64_t step, const Runs& runs, const E* w, int64_t 
     const E* p[kPointers];
 #pragma GCC unroll 5
     for (int q = 0; q < kPointers; ++q) p[q] = x + i * runs.row_step + c * runs.col_step + 3 * q * step;
+    const E* next = p[0] + MR * step;
     for (int64_t k = 0; k < runs.length; ++k) {
+      if constexpr (Fetch) __builtin_prefetch(next), next += MR;
       decltype(load_term(w)) u[NV];
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) {
@@ -93,25 +96,25 @@ void accumulate(const E* x, int64_t step, const Runs& runs, const E* w, int64_t 
 template <class A, class E>
 using Accumulate = void (*)(const E*, int64_t, const Runs&, const E*, int64_t, const Out<A>&);
 
-template <class A, class E, int NV, int MR>
+template <class A, class E, int NV, int MR, bool Fetch>
 Accumulate<A, E> accumulate_of(int pixels) {
   if constexpr (MR == 0)
     return nullptr;
   else
-    return pixels == MR ? &accumulate<A, E, MR, NV> : accumulate_of<A, E, NV, MR - 1>(pixels);
+    return pixels == MR ? &accumulate<A, E, MR, NV, Fetch> : accumulate_of<A, E, NV, MR - 1, Fetch>(pixels);
 }
 
-template <class A, class E>
+template <class A, class E, bool Fetch = false>
 Accumulate<A, E> accumulate_for(int pixels, int vectors) {
   switch (vectors) {
     case 1:
-      return accumulate_of<A, E, 1, kMR>(pixels);
+      return accumulate_of<A, E, 1, kMR, Fetch>(pixels);
     case 2:
-      return accumulate_of<A, E, 2, kMR>(pixels);
+      return accumulate_of<A, E, 2, kMR, Fetch>(pixels);
     case 3:
-      return accumulate_of<A, E, 3, kNarrowMR>(pixels);
+      return accumulate_of<A, E, 3, kNarrowMR, Fetch>(pixels);
     default:
-      return accumulate_of<A, E, 4, kNarrowMR>(pixels);
+      return accumulate_of<A, E, 4, kNarrowMR, Fetch>(pixels);
   }
 }
 

@@ -44,42 +44,54 @@ void values_nhwc(const MaxPool2dParams& p, Parts parts, int64_t begin, int64_t e
   }
 }
 
+// The maximum of a K x K window inside the image; `pixel` and `row` are the steps to the next ones.
+template <class T, int K>
+inline __attribute__((always_inline)) V<Acc<T>> square_maximum(const T* x, int64_t pixel, int64_t row, int lanes) {
+  using A = Acc<T>;
+  const auto value = [=](int i)
+                         __attribute__((always_inline)) { return load_part(x + i / K * row + i % K * pixel, lanes); };
+  // `doubt` is NaN wherever a value is (and where infinities meet zeros or cancel): one look for all of them, and one
+  // instruction for two of them.
+  V<A> best = value(0), doubt = K % 2 ? best : V<A>{};
+#pragma GCC unroll 4
+  for (int i = K % 2; i < K * K; i += 2) {
+    const V<A> u = value(i), v = value(i + 1);
+    best = larger(larger(best, u), v);
+    doubt += u * v;
+  }
+  if (__builtin_expect(any_nan<A>(doubt), false)) {
+    best = value(0);
+#pragma GCC unroll 1
+    for (int i = 1; i < K * K; ++i) best = max_or_nan(best, value(i));
+  }
+  return best;
+}
+
 // NHWC without argmax, K x K windows: their values all come from L1, and an unrolled maximum of them costs less than
 // the bookkeeping of shared columns.
 template <class T, int K>
 void values_nhwc_square(const MaxPool2dParams& p, int64_t begin, int64_t end) {
   using A = Acc<T>;
+  const int64_t pixel = p.c, image_row = p.w * p.c, ow = p.ow;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t row = task / p.blocks(), c0 = task % p.blocks() * p.channel_block;
     const int64_t n = row / p.oh, channels = p.c - c0 < p.channel_block ? p.c - c0 : p.channel_block;
     const Window rows = p.rows[row % p.oh];
-    const T* x = static_cast<const T*>(p.x) + n * p.h * p.w * p.c + c0;
-    T* y = static_cast<T*>(p.y) + row * p.ow * p.c + c0;
-    for (int64_t q = 0; q < p.ow; ++q, y += p.c) {
+    const T* x = static_cast<const T*>(p.x) + n * p.h * image_row + c0;
+    T* y = static_cast<T*>(p.y) + row * ow * pixel + c0;
+    for (int64_t q = 0; q < ow; ++q, y += pixel) {
       const Window columns = p.columns[q];
-      const T* corner = x + (rows.first * p.w + columns.first) * p.c;
+      const T* corner = x + rows.first * image_row + columns.first * pixel;
       if (rows.end - rows.first == K && columns.end - columns.first == K) {
-        each_vector<kLanes<T>>(channels, [&](int64_t c, int lanes) {
-          const auto value = [&](int i) { return load_part(corner + (i / K * p.w + i % K) * p.c + c, lanes); };
-          // The sum is NaN wherever a value is (and where infinities cancel): one look for all of them.
-          V<A> best = value(0), sum = best;
-#pragma GCC unroll 9
-          for (int i = 1; i < K * K; ++i) {
-            const V<A> v = value(i);
-            best = larger(best, v), sum += v;
-          }
-          if (any_nan<A>(sum)) {
-            best = value(0);
-            for (int i = 1; i < K * K; ++i) best = max_or_nan(best, value(i));
-          }
-          store_part(y + c, best, lanes);
+        each_vector<kLanes<T>>(channels, [=](int64_t c, int lanes) __attribute__((always_inline)) {
+          store_part(y + c, square_maximum<T, K>(corner + c, pixel, image_row, lanes), lanes);
         });
       } else {
         each_vector<kLanes<T>>(channels, [&](int64_t c, int lanes) {
           V<A> best = load_part(corner + c, lanes);
           for (int64_t h = rows.first; h < rows.end; ++h)
             for (int64_t w = columns.first; w < columns.end; ++w)
-              best = max_or_nan(best, load_part(x + (h * p.w + w) * p.c + c, lanes));
+              best = max_or_nan(best, load_part(x + h * image_row + w * pixel + c, lanes));
           store_part(y + c, best, lanes);
         });
       }

@@ -58,7 +58,7 @@ Tensor avg_windows(const char* op, const Tensor& input, AvgAxis rows, AvgAxis co
 Tensor avg_windows_backward(const char* op, const Tensor& grad, const Ints& size, bool channels_last, AvgAxis rows,
                             AvgAxis columns) {
   const MemoryFormat format = channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
-  const Tensor g = torch::stable::contiguous(grad, format);
+  const Tensor g = dense(grad, format);
   check_numel(op, size);
   Tensor gx = empty(size, g, format);
   if (!gx.numel()) return gx;

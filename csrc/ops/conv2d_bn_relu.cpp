@@ -88,7 +88,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor
     const Affine a = affine(mean, var, gamma, beta, eps);
     const Channels scale(a.scale, dtype), shift(a.shift, dtype);
     p.scale = scale.data(), p.shift = shift.data();
-    const Tensor r = residual ? torch::stable::contiguous(*residual, format) : z;
+    const Tensor r = residual ? dense(*residual, format) : z;
     if (residual) p.residual = r.const_data_ptr();
     p.out = y.mutable_data_ptr();
     parallel_for(units_of(p, z), grain(p), [&](int64_t b, int64_t e) { FASTCNN_CPU(batch_norm_relu)(p, b, e); });
@@ -130,8 +130,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Te
   const Affine a = affine(m, v, gamma, beta, eps);
   const Tensor dz = empty(size, z, format), dr = empty(masked ? size : Ints{0}, z, format);
   if (z.numel()) {
-    const Tensor g = torch::stable::contiguous(grad, format);
-    const Tensor out = y ? torch::stable::contiguous(*y, format) : z;
+    const Tensor g = dense(grad, format);
+    const Tensor out = y ? dense(*y, format) : z;
     BatchNormReluParams p = params_of(kOp, z, format, relu);
     const int64_t units = units_of(p, z);
     const Channels scale(a.scale, dtype), shift(a.shift, dtype), centre(m, dtype);

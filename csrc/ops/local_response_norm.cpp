@@ -31,7 +31,7 @@ Tensor local_response_norm_backward(const Tensor& grad, const Tensor& input, int
                                     double k, int64_t groups, bool relu) {
   LocalResponseNormParams p = norm_geometry(kOp, input, size, alpha, beta, k, groups, relu);
   check_norm_grad(kOp, grad, input);
-  const Tensor x = dense(input), g = torch::stable::contiguous(grad, format_of(x));
+  const Tensor x = dense(input), g = dense(grad, format_of(x));
   p.g = g.const_data_ptr();
   return run(x, p, true);
 }

@@ -153,8 +153,8 @@ Tensor forward(const Tensor& input, const NormArgs& a, const PoolGeometry& g, bo
       m.channels_last ? forward_rows(plan, work, begin, end) : forward_planes(plan, work, begin, end);
     });
   }
-  if (argmax) *argmax = torch::stable::contiguous(*argmax, wanted);
-  return torch::stable::contiguous(y, wanted);
+  if (argmax) *argmax = dense(*argmax, wanted);
+  return dense(y, wanted);
 }
 
 void backward_planes(const LRNMaxPool2dPlan& plan, const Work& work, int64_t begin, int64_t end) {
@@ -230,7 +230,7 @@ Tensor backward(const Tensor& grad, const Tensor& argmax, const Tensor& input, c
       m.channels_last ? backward_rows(plan, work, begin, end) : backward_planes(plan, work, begin, end);
     });
   }
-  return torch::stable::contiguous(gx, wanted);
+  return dense(gx, wanted);
 }
 
 #define ARGUMENTS                                                                                   \

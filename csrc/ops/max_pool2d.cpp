@@ -21,7 +21,7 @@ Tensor forward(const Tensor& input, const Ints& kernel, const Ints& stride, cons
   const Ints in{input.size(0), input.size(1), input.size(2), input.size(3)};
   set_geometry(kOp, m, in, g, ceil_mode);
   const MemoryFormat wanted = format_of(input), format = kernel_format(m, wanted);
-  const Tensor x = torch::stable::contiguous(input, format);
+  const Tensor x = dense(input, format);
   const Ints size{m.n, m.c, m.oh, m.ow};
   Tensor y = empty(size, x, format);
   if (argmax) *argmax = empty(size, x, format, m.wide_argmax ? ScalarType::Int : ScalarType::Byte);
@@ -34,8 +34,8 @@ Tensor forward(const Tensor& input, const Ints& kernel, const Ints& stride, cons
     m.rows = rows.data(), m.columns = columns.data();
     run(m, m.tasks(), reads, m.scratch_bytes(), FASTCNN_CPU(max_pool2d));
   }
-  if (argmax) *argmax = torch::stable::contiguous(*argmax, wanted);
-  return torch::stable::contiguous(y, wanted);
+  if (argmax) *argmax = dense(*argmax, wanted);
+  return dense(y, wanted);
 }
 
 std::tuple<Tensor, Tensor> max_pool2d(const Tensor& x, const Ints& kernel, const Ints& stride, const Ints& padding,
@@ -61,7 +61,7 @@ Tensor backward(const Tensor& grad, const Tensor& argmax, const Ints& size, cons
   check_argmax(kOp, m, argmax);
   check_pool_grad(kOp, grad, argmax);
   const MemoryFormat wanted = format_of(argmax), format = kernel_format(m, wanted);
-  const Tensor g = torch::stable::contiguous(grad, format), at = torch::stable::contiguous(argmax, format);
+  const Tensor g = dense(grad, format), at = dense(argmax, format);
   check_positions(kOp, m, at);
   check_numel(kOp, size);
   Tensor gx = empty(size, g, format);
@@ -73,7 +73,7 @@ Tensor backward(const Tensor& grad, const Tensor& argmax, const Ints& size, cons
     const int64_t reads = m.n * m.c * (m.h * m.w + m.oh * m.ow) / m.backward_tasks();
     run(m, m.backward_tasks(), reads, m.backward_scratch_bytes(), FASTCNN_CPU(max_pool2d_backward));
   }
-  return torch::stable::contiguous(gx, wanted);
+  return dense(gx, wanted);
 }
 
 Tensor gather(const Tensor& input, const Tensor& argmax, const Ints& kernel, const Ints& stride, const Ints& padding,
@@ -85,7 +85,7 @@ Tensor gather(const Tensor& input, const Tensor& argmax, const Ints& kernel, con
                pool_geometry(kOp, kernel, stride, padding, dilation), ceil_mode);
   check_argmax(kOp, m, argmax);
   const MemoryFormat format = format_of(argmax);
-  const Tensor x = torch::stable::contiguous(input, format), at = torch::stable::contiguous(argmax, format);
+  const Tensor x = dense(input, format), at = dense(argmax, format);
   check_positions(kOp, m, at);
   Tensor y = empty({m.n, m.c, m.oh, m.ow}, x, format);
   if (y.numel()) {

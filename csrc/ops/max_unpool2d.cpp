@@ -27,7 +27,7 @@ Tensor max_unpool2d(const Tensor& input, const Tensor& indices, const Ints& outp
   const Pair out = pair(kOp, "output_size", output_size, 0);
   MaxUnpool2dParams p = unpool_geometry(kOp, input, indices, out.h, out.w);
   const MemoryFormat format = format_of(input);
-  const Tensor x = torch::stable::contiguous(input, format), at = torch::stable::contiguous(indices, format);
+  const Tensor x = dense(input, format), at = dense(indices, format);
   Tensor y = empty({p.n, p.c, out.h, out.w}, x, format);
   if (!y.numel()) return y;
   p.x = x.const_data_ptr(), p.y = y.mutable_data_ptr();
@@ -47,7 +47,7 @@ Tensor max_unpool2d_gather(const Tensor& input, const Tensor& indices) {
   Tensor y = empty({indices.size(0), indices.size(1), indices.size(2), indices.size(3)}, input, format);
   MaxUnpool2dParams p = gather_geometry(kOp, input, y, indices);
   if (!y.numel()) return y;
-  const Tensor x = torch::stable::contiguous(input, format), at = torch::stable::contiguous(indices, format);
+  const Tensor x = dense(input, format), at = dense(indices, format);
   p.x = x.const_data_ptr(), p.y = y.mutable_data_ptr();
   p.indices = static_cast<const int64_t*>(at.const_data_ptr());
   run(p, format, h, w, [&](int64_t begin, int64_t end) { FASTCNN_CPU(max_unpool2d_gather)(p, begin, end); });

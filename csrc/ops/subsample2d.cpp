@@ -52,7 +52,7 @@ std::tuple<Tensor, Tensor> subsample2d_backward_weight(const Tensor& grad, const
   Subsample2dParams p = subsample_geometry(kOp, sizes(input), input, kernel, stride, scale);
   check_same_dtype(kOp, "grad", input, grad);
   check_subsample_grad(kOp, grad, p);
-  const Tensor x = dense(input), g = torch::stable::contiguous(grad, format_of(x));
+  const Tensor x = dense(input), g = dense(grad, format_of(x));
   Tensor dw = empty({p.ym.c}, x, MemoryFormat::Contiguous), db = empty({p.ym.c}, x, MemoryFormat::Contiguous);
   p.xm = map_of(x), p.ym = map_of(g);
   p.x = x.const_data_ptr(), p.g = g.const_data_ptr(), p.dw = dw.mutable_data_ptr(), p.db = db.mutable_data_ptr();

@@ -125,14 +125,18 @@ inline Ints dense_strides(const Ints& size, MemoryFormat format) {
   return stride;
 }
 
-// t itself where it is dense in its own format, else a dense copy: kernels see NCHW or NHWC without gaps.
-inline Tensor dense(const Tensor& t) {
-  const MemoryFormat format = format_of(t);
-  const Ints want = dense_strides({t.size(0), t.size(1), t.size(2), t.size(3)}, format);
+// t itself where it is dense in a format, else a dense copy. Looked at here: even a call of contiguous that has
+// nothing to do goes through the dispatcher, boxed, for as long as a small pooling takes.
+inline Tensor dense(const Tensor& t, MemoryFormat format) {
+  const int64_t c = t.size(1), h = t.size(2), w = t.size(3);
+  const bool last = format == MemoryFormat::ChannelsLast;
+  const int64_t want[] = {c * h * w, last ? 1 : h * w, last ? w * c : w, last ? c : 1};
   for (int d = 0; d < 4; ++d)
     if (t.size(d) != 1 && t.stride(d) != want[d]) return torch::stable::contiguous(t, format);
   return t;
 }
+// In its own format: kernels see NCHW or NHWC without gaps.
+inline Tensor dense(const Tensor& t) { return dense(t, format_of(t)); }
 
 // The number of elements of a tensor to allocate, checked against what an address can reach.
 inline void check_numel(const char* op, const Ints& size) {
