@@ -1,5 +1,6 @@
 #include "cuda/conv2d.cuh"
 #include "cuda/conv2d_dispatch.h"
+#include "cuda/conv2d_op.h"
 #include "cuda/registration.h"
 #include "ops/conv2d_checks.h"
 #include "ops/conv2d_phases.h"
@@ -252,6 +253,12 @@ Tensor conv2d_backward_weight(const Tensor& grad, const Tensor& input, const Int
 }
 
 }  // namespace
+
+Tensor conv2d_on_cuda(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const Conv2dArgs& a,
+                      int64_t accuracy) {
+  return convolve(x, weight, std::nullopt, bias, std::nullopt, a, false, accuracy);
+}
+
 }  // namespace fastcnn
 
 FASTCNN_CUDA_LIBRARY(m) {

@@ -12,8 +12,8 @@ constexpr int64_t kSharedBytes = 48 << 10, kMostSharedBytes = 99 << 10;
 // 15 KB an SM; 1024 threads of an SM with four requests of 4 bytes keep 16 KB under way.
 constexpr int kNormThreads = 256, kAhead = 4, kNormPixels = 64;
 
-// Inference's batch normalization: vectors of 16 bytes a thread, under way at once.
-constexpr int kAffineThreads = 256, kAffineAhead = 4;
+// Batch normalization: vectors of 16 bytes a thread, under way at once; backward reads two or three tensors.
+constexpr int kAffineThreads = 256, kAffineAhead = 4, kGradAhead = 2;
 
 // Pooling. A block's elements, of up to 16 bytes each: of AlexNet's 27x27 maps (NHWC, float) 9 rows of 32 channels,
 // whose 19 input rows of 55 pixels take 134 KB: within the first-level cache of an A100 or H100.
