@@ -110,3 +110,31 @@ def test_an_outlier_leaves_the_variance_its_digits(layout):
     _, _, mean, var = forward(x)
     torch.testing.assert_close(var.double(), x.double().var((0, 2, 3), unbiased=False), rtol=2e-6, atol=0)
     torch.testing.assert_close(mean.double(), x.double().mean((0, 2, 3)), rtol=2e-6, atol=0)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "case", [(1, 8, 5, 9, 24, 1), (2, 16, 9, 8, 136, 1), (3, 48, 7, 7, 80, 2), (1, 8, 131, 131, 72, 1)]
+)
+def test_statistics_of_a_matrix_products_tiles(case, dtype, layout):
+    """Tiles that are not full, of 64 and 128 pixels; two groups; a bias far from zero. z is what is normalized."""
+    n, c, h, w, o, groups = case
+    (x,) = draw((n, c, h, w), dtype, layout, 1)
+    weight, bias = (torch.randn(o, c // groups, 1, 1) / c**0.5).to(dtype), (torch.randn(o) + 30).to(dtype)
+    _, z, mean, var = fused.ops.raw(x, weight, bias, None, None, None, *ONE, groups, 1e-5, True, 1)
+    torch.testing.assert_close(mean.double(), z.double().mean((0, 2, 3)), rtol=1e-6, atol=0)
+    torch.testing.assert_close(var.double(), z.double().var((0, 2, 3), unbiased=False), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(("dtype", "alone"), [(torch.float32, False), (torch.bfloat16, False), (torch.float64, True)])
+def test_which_kernel_takes_the_statistics(request, dtype, alone):
+    if not request.config.getoption("--simt"):
+        pytest.skip("of the CUDA kernels: run with --simt")
+    from tests.ptx.replay import record
+
+    (x,), weight = draw((1, 16, 5, 9), dtype, torch.channels_last, 1), torch.randn(24, 16, 1, 1).to(dtype)
+    _, launches = record(lambda: fused.ops.raw(x, weight, None, None, None, None, *ONE, 1, 1e-5, True, 1))
+    kernels = {launch.kernel.partition("<")[0] for launch in launches}
+    assert kernels >= {"channel_statistics", "normalize"}
+    assert ("slot_moments" in kernels) == alone  # a pass of its own, where no convolution's epilogue takes them

@@ -24,6 +24,10 @@ struct Conv2d {
   Map xm, rm, ym;
   WeightStrides ws;
   ConvGeometry g;  // channels per group of this x and y; without padding modes
+  // Means and sums of squared deviations of y's channels, float [2][channels][slots], from a kernel with slots of so
+  // many pixels (moment_pixels in conv2d_dispatch.h), neither residual nor relu; or null.
+  void* moments;
+  int64_t slots, slot_pixels;
 };
 
 // dw[o,c,i,j] = sum over n, p, q of grad[n,o,p,q] * x[n, c, p*sh-ph+i*dh, q*sw-pw+j*dw]

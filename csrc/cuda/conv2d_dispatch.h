@@ -28,4 +28,10 @@ inline ConvKernel choose_kernel(const ConvGeometry& g, Dtype dtype, int64_t h, i
   return choose_gemm(g, dtype);
 }
 
+// Pixels of the slots over which the kernel's epilogue takes the moments of y: its tile's. 0: it takes none.
+inline int64_t moment_pixels(ConvKernel kernel, const ConvGeometry& g, int64_t pixels) {
+  if (kernel != ConvKernel::ffma && kernel != ConvKernel::mma) return 0;
+  return gemm_tile(pixels, g.group_out, g.groups) == GemmTile::k64x64 ? 64 : 128;
+}
+
 }  // namespace fastcnn::cuda

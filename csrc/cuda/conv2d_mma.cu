@@ -1,7 +1,7 @@
 // Convolution of 16-bit NHWC tensors as a matrix product on tensor cores: pixels of y times output channels, summed
 // over taps and, within each, channels. No operand is ever laid out as a matrix: a row of the left one is gathered as
 // the sum proceeds, tap by tap, from where its pixel's window lies.
-#include "cuda/conv2d_epilogue.cuh"
+#include "cuda/conv2d_moments.cuh"
 #include "cuda/conv2d_taps.cuh"
 #include "cuda/divisor.h"
 #include "cuda/mma_tile.cuh"
@@ -104,6 +104,8 @@ __global__ void __launch_bounds__(Tile<T, kM, kN, kWarpM, kWarpN, kStages>::kThr
     reading = reading + 1 == kStages ? 0 : reading + 1, writing = writing + 1 == kStages ? 0 : writing + 1;
   }
 
+  if (c.moments) mma_moments<T, kM, kN>(c, MomentTile(c, p.pixels, m0, n0, group, kM), stages, sums, warp_m, warp_n);
+
   // Through shared memory, so that each thread stores 8 neighbouring channels of a pixel at once.
   float* out = reinterpret_cast<float*>(stages);
   constexpr int kChunks = kN / kChunk;
@@ -160,6 +162,7 @@ const char* run(Params p, void* stream) {
   using S = Tile<T, kM, kN, kWarpM, kWarpN, kStages>;
   const int64_t columns = (p.conv.g.group_out + kN - 1) / kN, blocks = (p.pixels + kM - 1) / kM * columns;
   if (blocks > kMostBlocks || p.conv.g.groups > 65535) return "the output is too large for one grid";
+  if (p.conv.moments && p.conv.slot_pixels != kM) return "moments are wanted in slots of another size than a tile's";
   p.by_columns = Divisor(columns);
   const Launch l{dim3(unsigned(blocks), unsigned(p.conv.g.groups)), dim3(S::kThreads),
                  sizeof(typename S::Stage) * kStages, stream};

@@ -89,9 +89,19 @@ Tensor pad(const Tensor& x, const Conv2dArgs& a, Padding mode) {
   return y;
 }
 
+// Memory for y's moments, where the kernel takes them.
+void want_moments(cuda::Conv2d& p, cuda::ConvKernel kernel, const Tensor& y, ConvMoments& moments) {
+  const int64_t pixels = p.ym.n * p.ym.h * p.ym.w;
+  moments.pixels = cuda::moment_pixels(kernel, p.g, pixels);
+  if (!moments.pixels) return;
+  p.slot_pixels = moments.pixels, p.slots = cuda::ceil_div(pixels, moments.pixels);
+  moments.data = empty({2, y.size(1), p.slots}, y, MemoryFormat::Contiguous, accumulator_type(p.dtype));
+  p.moments = moments.data->mutable_data_ptr();
+}
+
 Tensor convolve(const Tensor& input, const Tensor& weight, const OptionalTensor& packed, const OptionalTensor& bias,
                 const OptionalTensor& residual, Conv2dArgs a, bool relu, int64_t accuracy,
-                Padding mode = Padding::zeros) {
+                Padding mode = Padding::zeros, ConvMoments* moments = nullptr) {
   constexpr const char* kOp = "conv2d";
   check_one_device(kOp, input, weight, packed, bias, residual);
   cuda::Conv2d p{};
@@ -121,6 +131,7 @@ Tensor convolve(const Tensor& input, const Tensor& weight, const OptionalTensor&
   const Tensor w = packed ? given(*packed, p.g, p.dtype) : as_it_is ? weight : pack_weight(weight, a.groups, false);
   p.w = w.const_data_ptr();
   p.ws = as_it_is ? strides_of(weight, a.groups) : cuda::packed_layout(p.g, p.dtype).strides;
+  if (moments) want_moments(p, kernel, y, *moments);
   launched(kOp, x, [&](void* stream) { return start(kernel)(p, stream); });
   return to.get() == y.get() ? y : torch::stable::contiguous(to);
 }
@@ -255,8 +266,8 @@ Tensor conv2d_backward_weight(const Tensor& grad, const Tensor& input, const Int
 }  // namespace
 
 Tensor conv2d_on_cuda(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const Conv2dArgs& a,
-                      int64_t accuracy) {
-  return convolve(x, weight, std::nullopt, bias, std::nullopt, a, false, accuracy);
+                      int64_t accuracy, ConvMoments& moments) {
+  return convolve(x, weight, std::nullopt, bias, std::nullopt, a, false, accuracy, Padding::zeros, &moments);
 }
 
 }  // namespace fastcnn

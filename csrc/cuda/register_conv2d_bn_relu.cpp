@@ -18,7 +18,8 @@ Four forward(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, 
              const OptionalTensor& bn_weight, const OptionalTensor& bn_bias, const Ints& stride, const Ints& padding,
              const Ints& dilation, int64_t groups, double eps, bool relu, int64_t accuracy) {
   check_one_device(kOp, x, weight, bias, residual, bn_weight, bn_bias);
-  const Tensor z = conv2d_on_cuda(x, weight, bias, read_args(kOp, stride, padding, dilation, groups), accuracy);
+  ConvMoments taken{};
+  const Tensor z = conv2d_on_cuda(x, weight, bias, read_args(kOp, stride, padding, dilation, groups), accuracy, taken);
   if (residual) check_like(kOp, "residual", *residual, z);
   const MemoryFormat format = format_of(z);
   cuda::BatchNormReluArgs p = norm_args(kOp, z, format, relu, eps);
@@ -28,14 +29,15 @@ Four forward(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, 
   if (!y.numel()) return {y, z, torch::stable::fill_(mean, 0.0), torch::stable::fill_(var, 0.0)};
   const Tensor r = residual ? torch::stable::contiguous(*residual, format) : z;
   if (residual) p.residual = r.const_data_ptr();
-  const cuda::ChannelSlots slots = cuda::moment_slots(p);
-  Tensor moments = vectors({2, p.c, slots.count}, z), affine = vectors({2, p.c}, z);
+  const cuda::ChannelSlots slots =
+      taken.data ? cuda::cut_channel(1, p.n * p.pixels, taken.pixels) : cuda::moment_slots(p);
+  Tensor moments = taken.data ? *taken.data : vectors({2, p.c, slots.count}, z), affine = vectors({2, p.c}, z);
   p.y = y.mutable_data_ptr(), p.affine = affine.mutable_data_ptr();
   launched(kOp, z, [&](void* stream) {
-    void* const taken = moments.mutable_data_ptr();
-    const char* error = cuda::batch_norm_moments(p, taken, stream);
+    void* const data = moments.mutable_data_ptr();
+    const char* error = taken.data ? nullptr : cuda::batch_norm_moments(p, data, stream);
     if (!error)
-      error = cuda::batch_norm_statistics(p, slots, taken, mean.mutable_data_ptr(), var.mutable_data_ptr(), stream);
+      error = cuda::batch_norm_statistics(p, slots, data, mean.mutable_data_ptr(), var.mutable_data_ptr(), stream);
     return error ? error : cuda::batch_norm_relu_by_affine(p, stream);
   });
   return {y, z, mean, var};
