@@ -127,14 +127,28 @@ def test_statistics_of_a_matrix_products_tiles(case, dtype, layout):
     torch.testing.assert_close(var.double(), z.double().var((0, 2, 3), unbiased=False), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize(("dtype", "alone"), [(torch.float32, False), (torch.bfloat16, False), (torch.float64, True)])
-def test_which_kernel_takes_the_statistics(request, dtype, alone):
+@pytest.mark.parametrize(
+    ("dtype", "channels", "accuracy", "alone"),
+    [
+        (torch.float32, 16, 1, False),
+        (torch.float32, 16, 5, False),  # TF32
+        (torch.bfloat16, 16, 1, False),
+        (torch.bfloat16, 4096, 1, True),  # blocks that hold a part of a sum alone
+        (torch.float64, 16, 1, True),
+    ],
+)
+def test_which_kernel_takes_the_statistics(request, dtype, channels, accuracy, alone):
+    """An epilogue, or a pass of its own."""
     if not request.config.getoption("--simt"):
         pytest.skip("of the CUDA kernels: run with --simt")
     from tests.ptx.replay import record
 
-    (x,), weight = draw((1, 16, 5, 9), dtype, torch.channels_last, 1), torch.randn(24, 16, 1, 1).to(dtype)
-    _, launches = record(lambda: fused.ops.raw(x, weight, None, None, None, None, *ONE, 1, 1e-5, True, 1))
+    (x,), weight = draw((1, channels, 5, 9), dtype, torch.channels_last, 1), torch.randn(24, channels, 1, 1).to(dtype)
+    args = (x, weight, None, None, None, None, *ONE, 1, 1e-5, True, accuracy)
+    (_, z, mean, var), launches = record(lambda: fused.ops.raw(*args))
     kernels = {launch.kernel.partition("<")[0] for launch in launches}
     assert kernels >= {"channel_statistics", "normalize"}
-    assert ("slot_moments" in kernels) == alone  # a pass of its own, where no convolution's epilogue takes them
+    assert ("slot_moments" in kernels) == alone
+    assert ("conv2d_mma_finish" in kernels) == (channels == 4096)
+    torch.testing.assert_close(mean.double(), z.double().mean((0, 2, 3)), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(var.double(), z.double().var((0, 2, 3), unbiased=False), rtol=1e-5, atol=0)
