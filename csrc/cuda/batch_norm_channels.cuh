@@ -59,19 +59,25 @@ struct Elements {
   Divisor by_run, by_channels;  // a run: the vectors of a pixel, or of a plane
 };
 
+// V neighbours, a multiple of V from the start of an allocation or of a row of channels in it.
+template <int V, class A>
+__device__ __forceinline__ void load_neighbours(const A* from, A (&to)[V]) {
+  constexpr int kPart = V * sizeof(A) > 16 ? 16 / sizeof(A) : V;
+#pragma unroll
+  for (int k = 0; k < V; k += kPart) {
+    const Vec<A, kPart> part = load(reinterpret_cast<const Vec<A, kPart>*>(from + k));
+#pragma unroll
+    for (int v = 0; v < kPart; ++v) to[k + v] = part.v[v];
+  }
+}
+
 // The per-channel values of vector i.
 template <int V, bool kNhwc, class A>
 __device__ __forceinline__ void load_channels(const A* values, const Elements& e, uint32_t i, A (&to)[V]) {
   uint32_t c;
   if constexpr (kNhwc) {
     e.by_run.divide(i, c);
-    constexpr int kPart = V * sizeof(A) > 16 ? 16 / sizeof(A) : V;
-#pragma unroll
-    for (int k = 0; k < V; k += kPart) {
-      const Vec<A, kPart> part = load(reinterpret_cast<const Vec<A, kPart>*>(values + int64_t(c) * V + k));
-#pragma unroll
-      for (int v = 0; v < kPart; ++v) to[k + v] = part.v[v];
-    }
+    load_neighbours(values + int64_t(c) * V, to);
   } else {
     e.by_channels.divide(e.by_run.divide(i), c);
     const A value = load(values + c);

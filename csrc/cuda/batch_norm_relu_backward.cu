@@ -26,11 +26,10 @@ __global__ void __launch_bounds__(kAffineThreads, 2) slot_gradients(Grad p, Slot
   A factor[kChannels] = {}, term[kChannels] = {}, mean[kChannels] = {};
   if (share.exists) {
     const A* affine = static_cast<const A*>(norm.affine) + share.channel;
+    load_neighbours(affine, factor);
+    load_neighbours(affine + cut.c, term);
 #pragma unroll
-    for (int v = 0; v < kChannels; ++v) {
-      factor[v] = load(affine + v), term[v] = load(affine + cut.c + v);
-      mean[v] = A(value_of(norm.mean, share.channel + v));
-    }
+    for (int v = 0; v < kChannels; ++v) mean[v] = A(value_of(norm.mean, share.channel + v));
   }
   A sum[2 * kChannels] = {};
   constexpr int kAhead = Share::kVectors / 4;
