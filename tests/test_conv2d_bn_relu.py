@@ -332,6 +332,7 @@ def test_nan_and_inf_pass_through_as_in_torch(dtype):
     assert not y[:, 1:].isnan().any()
 
 
+@pytest.mark.cpu  # explain names the kernels of the CPU
 def test_explain():
     x, w = (2, 8, 9, 9), (16, 8, 3, 3)
     training = lambda x, w: F.conv2d_bn_relu(x, w, None, None, None, None, None, training=True)

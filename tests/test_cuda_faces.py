@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import fastcnn
 import fastcnn.functional as F
 from fastcnn import _explain, _library
+from fastcnn.nn.conv_bn import conv_bn_relu
 from fastcnn.ops import _face
 
 built = pytest.mark.skipif(not _library.cuda_ops, reason=_library.cuda_missing)
@@ -32,6 +34,21 @@ def rows(call, *sizes, **options):
 )
 def test_cuda_tensors_take_the_cuda_kernels(op, call, sizes):
     assert [(row.op, row.kernel) for row in rows(call, *sizes)] == [(op, f"{op} (CUDA)")]
+
+
+@built
+@pytest.mark.parametrize(("training", "op"), [(True, "conv2d_bn_relu"), (False, "conv2d")])
+def test_convolution_with_normalization(training, op):
+    """In inference folded into the convolution. The modules and the models' function call the same ops."""
+
+    def call(x):
+        m = fastcnn.nn.ConvBNReLU2d(8, 16, 3, device="cuda").train(training)
+        y = m(x)
+        return conv_bn_relu(torch.nn.Conv2d(16, 16, 1, device="cuda"), m.bn, y, residual=y)
+
+    found = rows(call, (2, 8, 13, 13))
+    assert [row.op for row in found] == [op, op]
+    assert not any("stock" in row.kernel for row in found)
 
 
 def test_without_a_kernel_pytorch_computes_and_explain_says_why(monkeypatch):

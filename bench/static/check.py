@@ -21,6 +21,7 @@ KNOWN_DOUBLE = (
     Excuse("AnyPower", "exponents other than 3/4 go through float64's pow, as torch's values need"),
     Excuse("avg_pool2d_", "a window's divisor is a float64, converted once"),
     Excuse("find_affine", "once a channel: the CPU's kernel folds in float64, too"),
+    Excuse(r"channel_(statistics|gradients)", "the second stage of a reduction, over a few sums a channel"),
     Excuse("subsample2d_sum_kernel", "the second stage of a reduction, over a few sums a channel"),
 )
 # What the hottest loop of a kernel must be made of.

@@ -1,6 +1,6 @@
 // Convolution of float32 tensors in either layout as a matrix product in exact float32: pixels of y times output
 // channels, summed over taps and, within each, channels; eight by eight sums a thread.
-#include "cuda/conv2d_epilogue.cuh"
+#include "cuda/conv2d_moments.cuh"
 #include "cuda/conv2d_taps.cuh"
 #include "cuda/divisor.h"
 #include "cuda/ffma_tile.cuh"
@@ -87,6 +87,11 @@ __global__ void __launch_bounds__(FfmaTile<kM, kN>::kThreads, FfmaTile<kM, kN>::
     const int to = n0 + at.column(k);
     bias[k] = to < outputs ? bias_of<float>(c, int64_t(group) * outputs + to) : 0;
   }
+  if (c.moments)
+    tile_moments<kN, kM / 32, 0b10001, 8, 8>(
+        c, MomentTile(c, p.pixels, m0, n0, group, kM), reinterpret_cast<float*>(stages), thread / kWarp / (kN / 64),
+        [&](int i) { return at.row(i); }, [&](int k) { return at.column(k); },
+        [&](int i, int k) { return sum[i][k] + bias[k]; });
   const auto finished = [&](int i, int k, float residual) { return activated(sum[i][k] + bias[k] + residual, c.relu); };
   const float* residual = static_cast<const float*>(c.residual);
   float* y = static_cast<float*>(c.y);
@@ -136,6 +141,7 @@ const char* run(Params p, void* stream) {
   using S = FfmaTile<kM, kN>;
   const int64_t columns = (p.conv.g.group_out + kN - 1) / kN, blocks = (p.pixels + kM - 1) / kM * columns;
   if (blocks > kMostBlocks || p.conv.g.groups > 65535) return "the output is too large for one grid";
+  if (p.conv.moments && p.conv.slot_pixels != kM) return "moments are wanted in slots of another size than a tile's";
   p.by_columns = Divisor(columns);
   const Launch l{dim3(unsigned(blocks), unsigned(p.conv.g.groups)), dim3(S::kThreads),
                  sizeof(typename S::Stage) * S::kStages, stream};

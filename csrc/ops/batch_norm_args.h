@@ -41,6 +41,13 @@ inline Doubles values(const char* op, const char* argument, const std::optional<
   }
 }
 
+// A tensor as z is.
+inline void check_like(const char* op, const char* argument, const Tensor& t, const Tensor& z) {
+  check_same_dtype(op, argument, z, t);
+  FASTCNN_CHECK(str(t) == str(z), op, ": expected ", argument, " to have the output's size ", str(z), ", but got ",
+                str(t));
+}
+
 // Values in the accumulator type.
 class Channels {
  public:

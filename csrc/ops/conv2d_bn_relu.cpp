@@ -58,12 +58,6 @@ Affine affine(const Doubles& mean, const Doubles& var, const Doubles& weight, co
   return a;
 }
 
-void check_like(const char* argument, const Tensor& t, const Tensor& z) {
-  check_same_dtype(kOp, argument, z, t);
-  FASTCNN_CHECK(str(t) == str(z), kOp, ": expected ", argument, " to have the output's size ", str(z), ", but got ",
-                str(t));
-}
-
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
                                                    const OptionalTensor& residual, const OptionalTensor& bn_weight,
                                                    const OptionalTensor& bn_bias, const Ints& stride,
@@ -72,7 +66,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor
   Moments moments{};
   const Tensor z =
       conv2d_with_moments(x, weight, bias, read_args(kOp, stride, padding, dilation, groups), accuracy, moments);
-  if (residual) check_like("residual", *residual, z);
+  if (residual) check_like(kOp, "residual", *residual, z);
   const int64_t channels = z.size(1);
   const Doubles gamma = values(kOp, "bn_weight", bn_weight, channels, 1),
                 beta = values(kOp, "bn_bias", bn_bias, channels, 0);
@@ -116,8 +110,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Te
                                                     const OptionalTensor& bn_weight, const OptionalTensor& bn_bias,
                                                     double eps, bool relu, bool masked) {
   check_4d(kOp, "z", conv);
-  check_like("grad", grad, conv);
-  if (y) check_like("y", *y, conv);
+  check_like(kOp, "grad", grad, conv);
+  if (y) check_like(kOp, "y", *y, conv);
   const Tensor z = dense(conv);
   const MemoryFormat format = format_of(z);
   const Ints size{z.size(0), z.size(1), z.size(2), z.size(3)};

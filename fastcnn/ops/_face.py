@@ -76,6 +76,17 @@ def autocast_cast(x: torch.Tensor, *tensors: torch.Tensor | None) -> tuple:
     return tuple(t.to(dtype) if t is not None and t.dtype != torch.float64 else t for t in (x, *tensors))
 
 
+TF32 = 4  # csrc/cuda/register_conv2d.cpp: kTf32
+
+
+def with_tf32(level: int, x: torch.Tensor) -> int:
+    """The accuracy of a convolution as the ops take it: but for 'strict', CUDA's kernels may round float32 to TF32
+    where torch lets cuDNN do so (torch.backends.cudnn.allow_tf32, .conv.fp32_precision)."""
+    if x.is_cpu or not level or x.dtype is not torch.float32:
+        return level
+    return level + TF32 if torch.backends.cudnn.conv.fp32_precision == "tf32" else level
+
+
 def tracing() -> bool:
     """Whether something other than eager PyTorch looks on: the public ops must then be called."""
     return transforming() or torch.compiler.is_compiling()

@@ -20,6 +20,7 @@ SUBSAMPLE = ((2, 2), (2, 2), 0.25)
 # Of sparse convolution: counts and input maps; then stride and padding, as of local convolution, with its dilation.
 TABLE = ((2, 0, 3), (0, 4, 1, 1, 2), (1, 1), (1, 2))
 LOCAL = ((2, 1), (1, 0), (1, 2))
+POINTWISE = ((1, 1), (0, 0), (1, 1), 1, 1e-5, True, 1)
 LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 # AlexNet's (Krizhevsky et al. 2012, section 3.5) at a third of their height and width, ResNet's, GoogLeNet's, odd ones.
 SIZES = {"norm1": (2, 96, 19, 19), "norm2": (2, 256, 9, 9), "resnet": (1, 64, 28, 28), "odd": (3, 13, 7, 5)}
@@ -65,7 +66,18 @@ def other_calls(o, size, dtype, layout):
     sparse_w, local_w = draw(5, 3, 2), draw(4, 6, 9, 5, 3, 2)
     y, sparse_y = stock._subsample2d(x, w, w, *SUBSAMPLE), stock._sparse_conv2d(few, sparse_w, None, *TABLE)
     local_y = stock._local_conv2d(few, local_w, None, *LOCAL)
+    g, pointwise = draw(*size).to(memory_format=layout), draw(16, size[1], 1, 1)
+    norm = (w.abs(), w.abs(), w, None, 1e-5)
     return {
+        "conv2d_bn_relu": (lambda: o._conv2d_bn_relu(x, pointwise, None, None, None, None, *POINTWISE), ()),
+        "batch_norm_relu_backward": (
+            lambda: o._batch_norm_relu_backward(g, x, None, *norm, True, False),
+            2 * (g, x) + (x,),
+        ),
+        "batch_norm_relu_backward_residual": (
+            lambda: o._batch_norm_relu_backward(g, x, x, *norm, True, True),
+            2 * (g, x, x) + (x, x),
+        ),
         "batch_norm_relu": (lambda: o._batch_norm_relu(x, w, w.abs(), w, None, 1e-5, True), (x, x)),
         "subsample2d": (lambda: o._subsample2d(x, w, w, *SUBSAMPLE), (x, y)),
         "subsample2d_backward_input": (lambda: o.subsample2d_backward_input(y, w, x.shape, *SUBSAMPLE), (x, y)),
@@ -155,4 +167,5 @@ def test_traffic(simt, op, layout):
         assert c.global_load.bytes + c.global_store.bytes == least
     if (layout == "nhwc" and not op.startswith("max_unpool2d")) or op.startswith("local_response_norm"):
         assert c.global_load.units <= 1.1 * c.global_load.ideal
-        assert c.global_store.units <= 1.1 * c.global_store.ideal
+        slots = op.startswith("batch_norm_relu_backward")  # whose sums lie by channels, for who adds them up
+        assert c.global_store.units <= (1.25 if slots else 1.1) * c.global_store.ideal
