@@ -14,6 +14,7 @@ pytestmark = [
 ]
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=["f32", "bf16", "f64"])
 SHAPES = pytest.mark.parametrize("shape", [(2, 8, 4, 5), (2, 7, 3, 3)], ids=["vectors", "elements"])
+ONE = ((1, 1), (0, 0), (1, 1))
 NORM = "batch_norm_moments batch_norm_relu"
 
 
@@ -51,3 +52,16 @@ def test_backward(simt, shape, dtype, layout):
             lambda out=out: simt._batch_norm_relu_backward(grad, z, out, mean, var, weight, bias, 1e-5, True, True),
             [grad, z, y, mean, var, weight, bias],
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+def test_statistics_from_the_epilogue(simt, dtype, layout):
+    """A matrix product's tile is not full: of its 64 pixels and channels 45 and 24 exist."""
+    if dtype is torch.bfloat16 and layout is NCHW:
+        pytest.skip("PyTorch copies the input to NHWC, which no launch repeats")
+    (x,), weight = tensors((1, 16, 9, 5), dtype, layout, 1), (torch.randn(24, 16, 1, 1) / 4).to(dtype)
+    check(
+        f"conv2d_pack conv2d_ffma conv2d_mma {NORM}",
+        lambda: simt._conv2d_bn_relu(x, weight, None, None, None, None, *ONE, 1, 1e-5, True, 1),
+        [x, weight],
+    )
