@@ -120,9 +120,10 @@ def test_tf32_is_the_sum_of_rounded_products(case, layout, simt):
     """So that of an exact sum of the rounded operands the tolerance is float32's."""
     x, weight, bias, grad, geometry = tensors(case, torch.float32, layout)
     rx, rw, rg = map(to_tf32, (x, weight, grad))
-    want = (linear(rx, rw, geometry, grad)[0] + bias.double().view(-1, 1, 1) + grad).relu(), *linear(
-        rx, rw, geometry, rg
-    )[1:]
+    want = (
+        (linear(rx, rw, geometry, grad)[0] + bias.double().view(-1, 1, 1) + grad).relu(),
+        *linear(rx, rw, geometry, rg)[1:],
+    )
     sizes = linear(rx.abs(), rw.abs(), geometry, rg.abs())
     terms = weight[0].numel(), weight[:, 0].numel(), grad[:, 0].numel()
     simt.set("FASTCNN_SIMT_COUNT", "1")
