@@ -166,6 +166,14 @@ def test_a_fault_is_refused_by_name(kernel, says):
     assert any(line.startswith(NAME + says) for line in found), found
 
 
+def test_float32_products_need_no_ldmatrix():
+    """Its loads transpose 16-bit elements alone."""
+    name, text = "conv2d_mma_kernel<float, 128, 128, true>", SASS.replace("@!PT LDS RZ, [RZ] ;", "    LDS R4, [R5] ;")
+    assert check.problems(result_of(conv_kernel(name, text)), {}) == []
+    lost = conv_kernel(name, text.replace("HMMA.16816.F32.BF16", "FFMA"))
+    assert check.problems(result_of(lost), {}) == [f"sm_80 {name}: the hottest loop has no HMMA"]
+
+
 def test_a_reason_excuses_only_what_the_baseline_has(monkeypatch):
     monkeypatch.setattr(check, "KNOWN_STACK", (check.Excuse("AnyPower", "pow takes registers"),))
     name = "lrn_max_pool2d_kernel<double, int, AnyPower>"
@@ -241,6 +249,8 @@ def test_a_layer_in_pieces():
     assert layers.main(started).blocks == 324 + 14 * split.pieces
     assert split.bytes == 14 * split.pieces * 128 * 128 * 4
     assert layers.fill(layer, layers.main(started)) == 1
+    with pytest.raises(RuntimeError, match="blocks are no 338 tiles with 15 of them in pieces"):
+        layers.split(layer, [started[-2], replace(started[-1], grid=(8, 15, 1))])
     with layers.setting("FASTCNN_SIMT_PROCESSORS", "132"):
         assert layers.split(layer, layers.launches(call)) is None
     # Five by five taps of 48 channels: 1200 terms in 38 steps of 32.

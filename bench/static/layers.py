@@ -247,7 +247,7 @@ def main(started: list[Launch]) -> Launch:
 def tiles(layer: Layer, launch: Launch) -> tuple[int, int] | None:
     """Of a matrix product, how many tiles cover the output, and how many elements each has: the first two sizes of the
     kernel's template."""
-    tile = re.search(r"mma_kernel<\w+, (\d+), (\d+)", launch.kernel)
+    tile = re.search(r"\bconv2d_mma_kernel<\w+, (\d+), (\d+)", launch.kernel)
     if tile is None or not isinstance(layer.case, ConvCase):
         return None
     n, c, h, w = layer.case.output_shape(layer.batch)

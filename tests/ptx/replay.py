@@ -84,9 +84,10 @@ def module(stem: str) -> tuple[Module, dict[str, str]]:
     return compiled, {name_of(line): name for line, name in zip(filtered.splitlines(), mangled, strict=True)}
 
 
-def replay(launches: list[Launch], stem: str, inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> list:
-    """The outputs that the compiled kernels write, which start as 0xff everywhere. Tensors are dense."""
-    compiled, names = module(stem)
+def replay(launches: list[Launch], stems: str, inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> list:
+    """The outputs that the compiled kernels write, which start as 0xff everywhere. Tensors are dense. stems: of the
+    files that the kernels stand in."""
+    modules = [module(stem) for stem in stems.split()]
     memory = Memory()
     ranges = []  # of host addresses: first, end, address in memory
     for tensor, is_output in [*((t, False) for t in inputs), *((t, True) for t in outputs)]:
@@ -110,6 +111,7 @@ def replay(launches: list[Launch], stem: str, inputs: list[torch.Tensor], output
             whole = len(data) // 8 * 8
             words = [moved(word) for word in struct.unpack(f"<{whole // 8}Q", data[:whole])]
             arguments.append(struct.pack(f"<{len(words)}Q", *words) + data[whole:])
+        compiled, names = next(each for each in modules if launch.kernel in each[1])
         compiled.launch(names[launch.kernel], launch.grid, launch.block, arguments, memory, launch.shared)
     results = []
     for (_, _, address), tensor in zip(ranges[len(inputs) : len(inputs) + len(outputs)], outputs, strict=True):

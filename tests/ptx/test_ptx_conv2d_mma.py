@@ -53,3 +53,21 @@ def test_every_tile(tile, dtype, layout):
 def test_pieces(dtype, monkeypatch):
     monkeypatch.setitem(os.environ, "FASTCNN_SIMT_PROCESSORS", "2")
     check((1, 512, 6, 8), 24, 3, dtype, NHWC, ["conv2d_mma_kernel", "conv2d_mma_finish"], "64,64")
+
+
+@pytest.mark.parametrize("outputs", [24, 72], ids=["64x64", "128x128"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=["f16", "bf16", "tf32"])
+def test_weight_gradient(dtype, outputs):
+    torch.manual_seed(0)
+    ops, accuracy = library.load(), 1 + TF32 * (dtype is torch.float32)
+    x, grad = (torch.randn(2, c, 9, 11).to(dtype).to(memory_format=NHWC) for c in (40, outputs))
+    geometry = ((1, 1), (1, 1), (1, 1), 1)
+    dw, recorded = record(lambda: ops.conv2d_backward_weight(grad, x, (outputs, 40, 3, 3), *geometry, accuracy))
+    names = [launch.kernel for launch in recorded]
+    assert "conv2d_mma_weight_grad_kernel" in names[0]
+    assert (",64,64,32,32" if outputs == 24 else ",128,128,64,64") in names[0]
+    (got,) = replay(recorded, "conv2d_mma_weight_grad conv2d_direct", [grad, x], [dw])
+    wide = grad.abs().double(), x.abs().double()
+    terms = ops.conv2d_backward_weight(*wide, (outputs, 40, 3, 3), *geometry, 1)
+    eps = torch.finfo(dtype).eps * (dtype is not torch.float32) + 4 * (2 * 9 * 11) ** 0.5 * 2**-23
+    assert ((got.double() - dw.double()).abs() <= eps * terms).all()
