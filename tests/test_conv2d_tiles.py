@@ -170,6 +170,8 @@ def test_torch_is_asked_for_leave_at_each_call():
         torch.backends.cudnn.conv.fp32_precision = "tf32"
         assert with_tf32(1, Cuda) == 1 + TF32
         assert with_tf32(1, torch.empty(1)) == 1
+        compiled = torch.compile(lambda x: x + with_tf32(1, Cuda), backend="eager", fullgraph=True)
+        assert compiled(torch.zeros(1)) == 1 + TF32
         torch.backends.cudnn.conv.fp32_precision = "ieee"
         assert with_tf32(1, Cuda) == 1
     finally:
