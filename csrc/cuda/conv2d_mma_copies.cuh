@@ -156,7 +156,7 @@ struct WeightCopies {
   }
 };
 
-// Of 32 bits, its outputs innermost and filled up to whole chunks.
+// Of 32 bits, rounded to TF32 as it was packed, its outputs innermost and filled up to whole chunks.
 template <class S>
 struct WeightCopies<S, 4> {
   using T = typename S::T;
@@ -184,7 +184,7 @@ struct WeightCopies<S, 4> {
                    row(u) < rows && exists[u] ? 16 : 0);
   }
   __device__ __forceinline__ static void load(RightFragments<S::kWarpN>& to, const T* b, int first, int k, int lane) {
-    load_right_outer<T, S::kWarpN, S::kN>(to, b, first, k, lane);
+    load_right_outer<T, S::kWarpN, S::kN, true>(to, b, first, k, lane);
   }
 };
 
