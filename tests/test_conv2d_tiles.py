@@ -120,9 +120,10 @@ def test_tf32_is_the_sum_of_rounded_products(case, layout, simt):
     """So that of an exact sum of the rounded operands the tolerance is float32's."""
     x, weight, bias, grad, geometry = tensors(case, torch.float32, layout)
     rx, rw, rg = map(to_tf32, (x, weight, grad))
-    want = (linear(rx, rw, geometry, grad)[0] + bias.double().view(-1, 1, 1) + grad).relu(), *linear(
-        rx, rw, geometry, rg
-    )[1:]
+    want = (
+        (linear(rx, rw, geometry, grad)[0] + bias.double().view(-1, 1, 1) + grad).relu(),
+        *linear(rx, rw, geometry, rg)[1:],
+    )
     sizes = linear(rx.abs(), rw.abs(), geometry, rg.abs())
     terms = weight[0].numel(), weight[:, 0].numel(), grad[:, 0].numel()
     simt.set("FASTCNN_SIMT_COUNT", "1")
@@ -161,7 +162,7 @@ def test_torch_is_asked_for_leave_at_each_call():
     class Cuda:
         is_cpu, dtype = False, torch.float32
 
-    before = torch.backends.cudnn.conv.fp32_precision
+    assert torch.backends.cudnn.conv.fp32_precision == "tf32"  # torch's default
     try:
         for allowed in (True, False):
             torch.backends.cudnn.allow_tf32 = allowed
@@ -169,10 +170,12 @@ def test_torch_is_asked_for_leave_at_each_call():
         torch.backends.cudnn.conv.fp32_precision = "tf32"
         assert with_tf32(1, Cuda) == 1 + TF32
         assert with_tf32(1, torch.empty(1)) == 1
+        compiled = torch.compile(lambda x: x + with_tf32(1, Cuda), backend="eager", fullgraph=True)
+        assert compiled(torch.zeros(1)) == 1 + TF32
         torch.backends.cudnn.conv.fp32_precision = "ieee"
         assert with_tf32(1, Cuda) == 1
     finally:
-        torch.backends.cudnn.conv.fp32_precision = before
+        torch.backends.cudnn.allow_tf32 = True  # of recurrent layers, too: torch refuses to read two different settings
 
 
 def product(processors, simt, dtype, accuracy=1):

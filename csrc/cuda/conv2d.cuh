@@ -70,6 +70,7 @@ struct Conv2dPack {
   WeightStrides ws;
   bool rotated;
   ConvGeometry g;
+  bool tf32 = false;  // float32 rounded to it
 };
 const char* pack_conv2d_weight(const Conv2dPack& p, void* stream);
 
@@ -92,7 +93,7 @@ int64_t direct_weight_grad_splits(const Conv2dWeightGrad& p);
 // float16 and bfloat16, x, residual and y NHWC, channels per group in multiples of 8, all pointers to multiples of 16
 // bytes. float32, rounded to TF32 (8 bits of exponent, 10 of mantissa) before it is multiplied, in any layout; of NHWC
 // x, channels per group in multiples of 4 and a pointer to a multiple of 16 bytes. Kernels of at most kMostTaps a side,
-// not adjoint; w in its packed layout.
+// not adjoint; w in its packed layout, float32 rounded to TF32.
 const char* conv2d_mma(const Conv2d& p, void* stream);
 int64_t mma_partial_elements(const Conv2d& p);
 int processors_of(int device);

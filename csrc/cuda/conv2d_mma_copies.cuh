@@ -89,29 +89,36 @@ template <class S>
 struct PlaneCopies {
   using T = typename S::T;
   static constexpr int kNext = S::kThreads / S::kM, kCount = kDepth<T> / kNext;
-  static_assert(S::kThreads % S::kM == 0);
+  static constexpr int kPlaces = 4 / kNext;  // after which a row's chunks are swapped alike
+  static_assert(S::kThreads % S::kM == 0 && 4 % kNext == 0);
   Window<T> window;
-  int pixel, channel;
+  int channel, places[kPlaces];
 
   __device__ __forceinline__ PlaneCopies(const MmaParams& p, const MmaPlace& at) {
-    pixel = threadIdx.x % S::kM, channel = threadIdx.x / S::kM;
+    const int pixel = threadIdx.x % S::kM;
+    channel = threadIdx.x / S::kM;
     window = p.window<T>(at.m0 + pixel);
     window.x += (at.group * p.conv.g.group_in + channel) * p.conv.xm.sc;
+#pragma unroll
+    for (int u = 0; u < kPlaces; ++u) {
+      const int row = channel + u * kNext;
+      places[u] = row * S::kM + outer_chunk<T>(row, pixel / 4) * 4 + pixel % 4;
+    }
   }
   __device__ __forceinline__ void start(T* a, const MmaParams& p, int step, int& first, int& rows) const {
     const int channels = int(p.conv.g.group_in);
-    const int64_t plane = p.conv.xm.sc;
+    const int64_t plane = p.conv.xm.sc, next = kNext * plane;
     uint32_t channel_step;
     int64_t x;
     const uint32_t index = p.by_channel_steps.divide(step, channel_step), tap = p.tap(index, x);
     const int from = int(channel_step) * kDepth<T>;
     first = int(index) * channels + from, rows = channels - from;
+    const int valid = window.holds(tap) ? rows - channel : 0;
+    const T* source = window.x + x + from * plane;
 #pragma unroll
     for (int u = 0; u < kCount; ++u) {
-      const int row = channel + u * kNext;
-      const bool valid = row < rows && window.holds(tap);
-      cp_async<4>(a + row * S::kM + outer_chunk<T>(row, pixel / 4) * 4 + pixel % 4,
-                  window.x + x + (from + u * kNext) * plane, valid ? 4 : 0);
+      cp_async<4>(a + places[u % kPlaces] + u / kPlaces * 4 * S::kM, source, u * kNext < valid ? 4 : 0);
+      source += next;
     }
   }
   __device__ __forceinline__ static void load(LeftFragments<S::kWarpM>& to, const T* a, int first, int k, int lane) {
@@ -149,7 +156,7 @@ struct WeightCopies {
   }
 };
 
-// Of 32 bits, its outputs innermost and filled up to whole chunks.
+// Of 32 bits, rounded to TF32 as it was packed, its outputs innermost and filled up to whole chunks.
 template <class S>
 struct WeightCopies<S, 4> {
   using T = typename S::T;
@@ -177,7 +184,7 @@ struct WeightCopies<S, 4> {
                    row(u) < rows && exists[u] ? 16 : 0);
   }
   __device__ __forceinline__ static void load(RightFragments<S::kWarpN>& to, const T* b, int first, int k, int lane) {
-    load_right_outer<T, S::kWarpN, S::kN>(to, b, first, k, lane);
+    load_right_outer<T, S::kWarpN, S::kN, true>(to, b, first, k, lane);
   }
 };
 

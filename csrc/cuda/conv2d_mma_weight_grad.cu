@@ -170,7 +170,7 @@ const char* conv2d_weight_grad_mma(const Conv2dWeightGrad& c, void* stream) {
   p.by_kw = Divisor(c.g.kw);
   const auto with_tile = [&](auto element) {
     using T = decltype(element);
-    return tile_of(c.g) == 128 ? run<T, 128, 128, 64, 32>(p, stream) : run<T, 64, 64, 32, 32>(p, stream);
+    return tile_of(c.g) == 128 ? run<T, 128, 128, 64, 64>(p, stream) : run<T, 64, 64, 32, 32>(p, stream);
   };
   if (c.dtype == Dtype::f32) return with_tile(float{});
   return c.dtype == Dtype::f16 ? with_tile(half_t{}) : with_tile(bfloat16_t{});

@@ -17,7 +17,7 @@ struct PackParams {
   const void* w;
   void* packed;
   WeightStrides ws;
-  bool rotated, channels_inner;
+  bool rotated, channels_inner, tf32;
   int elements, group_out, kh, kw;
   Divisor by_filled, by_group_in, by_kw, by_kh, by_group_out;
 };
@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kConvThreads) pack_kernel(PackParams p) {
   if constexpr (sizeof(From) == 8)
     store(static_cast<To*>(p.packed) + e, w);
   else
-    store(static_cast<To*>(p.packed) + e, from_float<To>(to_float(w)));
+    store(static_cast<To*>(p.packed) + e, from_float<To>(p.tf32 ? to_tf32(to_float(w)) : to_float(w)));
 }
 
 struct PadParams {
@@ -106,6 +106,7 @@ const char* pack_conv2d_weight(const Conv2dPack& c, void* stream) {
                      c.ws,
                      c.rotated,
                      layout.channels_inner,
+                     c.tf32,
                      int(layout.elements),
                      int(c.g.group_out),
                      c.g.kh,

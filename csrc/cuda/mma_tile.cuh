@@ -79,7 +79,8 @@ __device__ __forceinline__ void load_left_outer(LeftFragments<kM>& to, const T* 
     }
   round_to_tf32<T>(to);
 }
-template <class T, int kN, int kWidth>
+// kRounded: they are TF32 already.
+template <class T, int kN, int kWidth, bool kRounded = false>
 __device__ __forceinline__ void load_right_outer(RightFragments<kN>& to, const T* b, int column, int k, int lane) {
 #pragma unroll
   for (int n = 0; n < kN / 16; ++n)
@@ -94,7 +95,7 @@ __device__ __forceinline__ void load_right_outer(RightFragments<kN>& to, const T
         to[n][i] = bit_cast<uint32_t>(load_shared(b + (k * 8 + row) * kWidth + at + lane / 4));
       }
     }
-  round_to_tf32<T>(to);
+  if constexpr (!kRounded) round_to_tf32<T>(to);
 }
 
 template <class T, int kM, int kN>

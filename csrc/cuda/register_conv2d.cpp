@@ -32,7 +32,7 @@ Tensor pack(const char* op, const Tensor& like, const cuda::Conv2dPack& p) {
   return packed;
 }
 
-Tensor pack_weight(const Tensor& weight, int64_t groups, bool) {
+Tensor packed_weight(const Tensor& weight, int64_t groups, bool tf32) {
   constexpr const char* kOp = "_pack_weight";
   check_4d(kOp, "weight", weight);
   FASTCNN_CHECK(groups > 0 && weight.size(0) % groups == 0, kOp, ": expected groups to divide weight's ",
@@ -41,19 +41,22 @@ Tensor pack_weight(const Tensor& weight, int64_t groups, bool) {
   g.groups = groups, g.group_in = weight.size(1), g.group_out = weight.size(0) / groups;
   g.kh = int32_t(weight.size(2)), g.kw = int32_t(weight.size(3));
   const Dtype dtype = dtype_of(kOp, weight);
-  return pack(kOp, weight, {weight.const_data_ptr(), nullptr, dtype, dtype, strides_of(weight, groups), false, g});
+  return pack(kOp, weight,
+              {weight.const_data_ptr(), nullptr, dtype, dtype, strides_of(weight, groups), false, g, tf32});
 }
 
+Tensor pack_weight(const Tensor& weight, int64_t groups, bool) { return packed_weight(weight, groups, false); }
+
 // The weight that a call was given beside its own, of the input's type or, folded, of the accumulator's.
-Tensor given(const Tensor& packed, const ConvGeometry& g, Dtype dtype) {
+Tensor given(const Tensor& packed, const ConvGeometry& g, Dtype dtype, bool tf32) {
   constexpr const char* kOp = "conv2d";
   const Dtype from = dtype_of(kOp, packed);
   const cuda::PackedLayout layout = cuda::packed_layout(g, from);
   FASTCNN_CHECK(packed.dim() == 1 && packed.numel() == layout.elements &&
                     (from == dtype || packed.scalar_type() == accumulator_type(dtype)),
                 kOp, ": expected packed weight of ", layout.elements, " elements, but got ", str(packed));
-  if (from == dtype) return packed;
-  return pack(kOp, packed, {packed.const_data_ptr(), nullptr, from, dtype, layout.strides, false, g});
+  if (from == dtype && !tf32) return packed;
+  return pack(kOp, packed, {packed.const_data_ptr(), nullptr, from, dtype, layout.strides, false, g, tf32});
 }
 
 // t in NHWC, at an address that copies of 16 bytes can start from.
@@ -153,8 +156,10 @@ Tensor convolve(const Tensor& input, const Tensor& weight, const OptionalTensor&
   p.x = x.const_data_ptr(), p.xm = nhwc ? nhwc_map(x) : map_of(x);
   p.y = to.mutable_data_ptr(), p.ym = nhwc ? nhwc_map(to) : map_of(to);
   const bool by_strides = kernel == cuda::ConvKernel::direct || kernel == cuda::ConvKernel::grouped;
-  const bool as_it_is = by_strides && !packed;
-  const Tensor w = packed ? given(*packed, p.g, p.dtype) : as_it_is ? weight : pack_weight(weight, a.groups, false);
+  const bool as_it_is = by_strides && !packed, rounded = p.dtype == Dtype::f32 && kernel == cuda::ConvKernel::mma;
+  const Tensor w = packed     ? given(*packed, p.g, p.dtype, rounded)
+                   : as_it_is ? weight
+                              : packed_weight(weight, a.groups, rounded);
   p.w = w.const_data_ptr();
   p.ws = as_it_is ? strides_of(weight, a.groups) : cuda::packed_layout(p.g, p.dtype).strides;
   if (moments) want_moments(p, kernel, y, *moments);
@@ -180,6 +185,7 @@ Tensor conv2d_packed(const Tensor& x, const Tensor& w, const OptionalTensor& pac
 // phase of its stride.
 void adjoint(const char* op, const cuda::Conv2d& whole, const Tensor& grad, const Tensor& weight,
              const ConvGeometry& forward, cuda::ConvKernel kernel) {
+  const bool rounded = whole.dtype == Dtype::f32 && kernel == cuda::ConvKernel::mma;
   for (const Phase& down : phases(whole.ym.h, forward.kh, forward.sh, forward.ph, forward.dh))
     for (const Phase& beside : phases(whole.ym.w, forward.kw, forward.sw, forward.pw, forward.dw)) {
       cuda::Conv2d p = whole;
@@ -197,7 +203,7 @@ void adjoint(const char* op, const cuda::Conv2d& whole, const Tensor& grad, cons
           static_cast<const char*>(weight.const_data_ptr()) + (down.tap * ws.i + beside.tap * ws.j) * size_of(p.dtype);
       std::swap(ws.o, ws.c);
       ws.i *= down.tap_step, ws.j *= beside.tap_step;
-      const Tensor w = pack(op, grad, {first_tap, nullptr, p.dtype, p.dtype, ws, true, p.g});
+      const Tensor w = pack(op, grad, {first_tap, nullptr, p.dtype, p.dtype, ws, true, p.g, rounded});
       p.w = w.const_data_ptr(), p.ws = cuda::packed_layout(p.g, p.dtype).strides;
       run(op, kernel, grad, p);
     }

@@ -84,10 +84,10 @@ def module(stem: str) -> tuple[Module, dict[str, str]]:
     return compiled, {name_of(line): name for line, name in zip(filtered.splitlines(), mangled, strict=True)}
 
 
-def replay(launches: list[Launch], stem: str, inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> list:
-    """The outputs that the compiled kernels of these files (stems, by spaces apart) write, which start as 0xff
-    everywhere. Tensors are dense."""
-    modules = [module(each) for each in stem.split()]
+def replay(launches: list[Launch], stems: str, inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> list:
+    """The outputs that the compiled kernels write, which start as 0xff everywhere. Tensors are dense. stems: of the
+    files that the kernels stand in."""
+    modules = [module(stem) for stem in stems.split()]
     memory = Memory()
     ranges = []  # of host addresses: first, end, address in memory
     for tensor, is_output in [*((t, False) for t in inputs), *((t, True) for t in outputs)]:
