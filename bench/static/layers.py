@@ -69,6 +69,8 @@ def all_layers() -> list[Layer]:
             pairs = (("alexnet.lrn1", "alexnet.pool1"), ("alexnet.lrn2", "alexnet.pool2"))
             layers += [Layer(find(n), f"lrn_max_pool2d{way}", dtype, layout, find(p)) for n, p in pairs]
     layers += [Layer(find(name), "conv2d", torch.float16, "nhwc") for name in convs]
+    first = ("alexnet.conv1", "resnet50.conv1", "vgg16.conv1_1")
+    layers += [Layer(find(name), "conv2d", dtype, layout) for dtype, layout in kinds for name in first]
     return [layer for layer in layers if registered(layer)]
 
 
@@ -125,7 +127,7 @@ def prepare(layer: Layer, batch: int, small: bool, filled: bool) -> Call:
 
 
 def reduced(layer: Layer, shape: list[int]) -> list[int]:
-    if isinstance(layer.case, ConvCase):
+    if isinstance(layer.case, ConvCase) and layer.case.in_channels > 32:
         shape[1] = 32 * layer.case.groups  # the outputs, and with them the tiles, stay
     return shape
 
@@ -232,7 +234,12 @@ def main(started: list[Launch]) -> Launch:
 
 
 def fill(layer: Layer, launch: Launch) -> float:
-    """Of a matrix product's tiles, the first two sizes of its kernel's template, the share that is output."""
+    """Of a matrix product's tiles, the first two sizes of its kernel's template, the share that is output; of a first
+    layer's, of which the first is a thread's pixel, the share of the sums that is not filling, too."""
+    if first := re.search(r"first_mma_kernel<\w+, (\d+)", launch.kernel):
+        _, inputs, kh, kw = layer.case.weight_shape
+        terms = -(-kh * (-(-kw * inputs // 2) * 2) // 32) * 32
+        return layer.case.macs(BATCH) / (launch.blocks * launch.threads * int(first[1]) * terms)
     tile = re.search(r"mma_kernel<\w+, (\d+), (\d+)", launch.kernel)
     if tile is None or not isinstance(layer.case, ConvCase):
         return 1.0

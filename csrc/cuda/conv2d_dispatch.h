@@ -1,13 +1,14 @@
 // Which kernel computes a convolution, and in which tiles: functions of sizes and types alone, so that a call's bits
 // depend on nothing else.
 #pragma once
+#include "cuda/conv2d_first_tile.h"
 #include "cuda/conv2d_grouped_tile.h"
 #include "cuda/tiles.h"
 #include "ops/conv2d.h"
 
 namespace fastcnn::cuda {
 
-enum class ConvKernel { direct, grouped, ffma, mma };
+enum class ConvKernel { direct, grouped, ffma, mma, first_ffma, first_mma };
 
 // Among the matrix products and the kernel that takes everything.
 inline ConvKernel choose_gemm(const ConvGeometry& g, Dtype dtype) {
@@ -26,6 +27,12 @@ inline ConvKernel choose_kernel(const ConvGeometry& g, Dtype dtype, int64_t h, i
   if (few && chunks && channels_last && dtype != Dtype::f64 && grouped_tile(g, h, w, dtype).rows > 0)
     return ConvKernel::grouped;
   return choose_gemm(g, dtype);
+}
+
+// Of a convolution as it is called; the sums of an input gradient take choose_kernel's.
+inline ConvKernel choose_forward(const ConvGeometry& g, Dtype dtype, int64_t h, int64_t w, bool channels_last) {
+  if (is_first_layer(g, dtype, h, w)) return dtype == Dtype::f32 ? ConvKernel::first_ffma : ConvKernel::first_mma;
+  return choose_kernel(g, dtype, h, w, channels_last);
 }
 
 }  // namespace fastcnn::cuda

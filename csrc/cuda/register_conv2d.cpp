@@ -69,10 +69,12 @@ bool reads_nhwc(cuda::ConvKernel kernel) {
 }
 
 auto start(cuda::ConvKernel kernel) {
-  return kernel == cuda::ConvKernel::mma       ? cuda::conv2d_mma
-         : kernel == cuda::ConvKernel::ffma    ? cuda::conv2d_ffma
-         : kernel == cuda::ConvKernel::grouped ? cuda::conv2d_grouped
-                                               : cuda::conv2d_direct;
+  return kernel == cuda::ConvKernel::first_ffma  ? cuda::conv2d_first_ffma
+         : kernel == cuda::ConvKernel::first_mma ? cuda::conv2d_first_mma
+         : kernel == cuda::ConvKernel::mma       ? cuda::conv2d_mma
+         : kernel == cuda::ConvKernel::ffma      ? cuda::conv2d_ffma
+         : kernel == cuda::ConvKernel::grouped   ? cuda::conv2d_grouped
+                                                 : cuda::conv2d_direct;
 }
 
 // x with its border filled as `mode` says.
@@ -108,7 +110,7 @@ Tensor convolve(const Tensor& input, const Tensor& weight, const OptionalTensor&
   if (mode != Padding::zeros) x = pad(x, a, mode), p.g.ph = p.g.pw = 0;
   const Tensor b = bias ? torch::stable::contiguous(*bias) : x;
   if (bias) p.bias = b.const_data_ptr(), p.wide_bias = b.scalar_type() != input.scalar_type();
-  const auto kernel = cuda::choose_kernel(p.g, p.dtype, size[2], size[3], is_channels_last(x) && is_channels_last(y));
+  const auto kernel = cuda::choose_forward(p.g, p.dtype, size[2], size[3], is_channels_last(x) && is_channels_last(y));
   const bool nhwc = reads_nhwc(kernel);
   const Tensor to = nhwc ? nhwc_output(y) : y, r = residual ? (nhwc ? as_nhwc(*residual) : *residual) : x;
   if (nhwc) x = as_nhwc(x);
