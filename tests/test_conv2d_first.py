@@ -154,17 +154,73 @@ def test_few_bank_conflicts(case, layout, simt):
 def test_bits_do_not_depend_on_order(case, dtype, simt):
     x, weight, bias, residual, geometry = tensors(case, dtype, torch.channels_last)
 
-    def y():
-        return conv.ops.conv(x, weight, bias, residual, *geometry, True, 1)
+    def both():
+        y = conv.ops.conv(x, weight, bias, residual, *geometry, True, 1)
+        return y, conv.ops.backward_weight(y, x, weight.shape, *geometry, 1)
 
     simt.set("FASTCNN_SIMT_CHECK_BLOCKS", "1")
-    want = y()
+    want = both()
     for name, value in (("ORDER", "reverse"), ("ORDER", "shuffle"), ("COPY", "eager")):
         simt.set(f"FASTCNN_SIMT_{name}", value)
-        assert torch.equal(y(), want)
+        assert all(map(torch.equal, both(), want))
 
 
 def test_launches_refuse_what_32_bits_do_not_count(simt):
     x, weight = torch.zeros(1, 3, 1, 2, dtype=torch.float16), torch.zeros(4, 3, 1, 1, dtype=torch.float16)
     with pytest.raises(RuntimeError, match="an axis exceeds 2\\^31 positions"):
         conv.ops.conv(x, weight, None, None, (1, 15), (0, 2**28), (1, 1), 1, False, 1)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", CASES)
+def test_weight_gradient_equals_float64(case, dtype, layout):
+    x, weight, _, grad, geometry = tensors(case, dtype, layout)
+
+    def gradient(x, grad):
+        w = torch.zeros(weight.shape, dtype=torch.double, requires_grad=True)
+        return torch.autograd.grad(plain(x, w, geometry), w, grad.double())[0]
+
+    got = conv.ops.backward_weight(grad, x, weight.shape, *geometry, 1)
+    terms = grad[:, 0].numel()
+    assert ((got - gradient(x, grad)).abs() <= tolerance(dtype, terms, gradient(x.abs(), grad.abs()))).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", ["alexnet", "vgg", "two channels"])
+def test_infinities_reach_the_weights_that_meet_them(case, dtype):
+    """Not those that no output's window brings to them: the last tiles hold pixels beyond the output."""
+    x, weight, _, grad, geometry = tensors(case, dtype, torch.channels_last)
+    x[0, 0, -1, -1] = float("inf")
+    ones = torch.ones(weight.shape, dtype=torch.double, requires_grad=True)
+    y = plain(torch.where(x.isfinite(), 0, 1), ones, geometry)
+    touched = torch.autograd.grad(y, ones, torch.ones_like(y))[0] > 0
+    got = conv.ops.backward_weight(grad, x, weight.shape, *geometry, 1)
+    assert torch.equal(~got.isfinite(), touched)
+    assert touched.any()
+    assert not touched.all()
+
+
+@pytest.mark.parametrize(("channels", "outputs"), [(3, 64), (1, 16), (3, 20), (3, 8), (5, 64)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_which_kernel_computes_the_weight_gradient(dtype, channels, outputs, simt):
+    x, grad = torch.ones(1, channels, 10, 10, dtype=dtype), torch.ones(1, outputs, 6, 6, dtype=dtype)
+    size, geometry = (outputs, channels, 5, 5), ((1, 1), (0, 0), (1, 1), 1)
+    name = kernels(lambda: conv.ops.backward_weight(grad, x, size, *geometry, 1))[0]
+    if dtype == torch.float32:
+        assert ("ffma" in name) == (outputs >= 16)
+    else:
+        assert (name == "conv2d_first_mma_weight_grad_kernel") == (channels < 5 and outputs in (16, 64))
+
+
+@pytest.mark.parametrize("case", ["resnet", "vgg, many tiles", "four channels, stride 2"])
+def test_weight_gradient_with_few_bank_conflicts(case, simt):
+    """None but of lanes beyond the weights, which read a window's first element."""
+    x, weight, _, grad, geometry = tensors(case, torch.float16, torch.channels_last)
+    simt.set("FASTCNN_SIMT_COUNT", "1")
+    simt.library.fastcnn_simt_reset_counters()
+    conv.ops.backward_weight(grad, x, weight.shape, *geometry, 1)
+    counters = simt.counters()
+    assert counters.mma > 0
+    assert counters.ldmatrix.units == counters.ldmatrix.ideal > 0
+    assert 0 < counters.shared_load.units <= 1.4 * counters.shared_load.ideal

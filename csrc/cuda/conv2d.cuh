@@ -102,6 +102,11 @@ int64_t ffma_weight_grad_splits(const Conv2dWeightGrad& p);
 const char* conv2d_first_ffma(const Conv2d& p, void* stream);
 const char* conv2d_first_mma(const Conv2d& p, void* stream);
 
+// First layers of float16 and bfloat16, x in any layout, grad NHWC from a multiple of 16 bytes on, outputs in multiples
+// of 8.
+const char* conv2d_first_weight_grad(const Conv2dWeightGrad& p, void* stream);
+int64_t first_weight_grad_splits(const Conv2dWeightGrad& p);
+
 // float32, float16 and bfloat16, x, residual and y NHWC and aligned to 16 bytes; as many channels of y as of x, 1, 2 or
 // 4 a group; a tile for it exists (conv2d_grouped_tile.h); not adjoint.
 const char* conv2d_grouped(const Conv2d& p, void* stream);

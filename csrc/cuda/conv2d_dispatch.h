@@ -35,4 +35,13 @@ inline ConvKernel choose_forward(const ConvGeometry& g, Dtype dtype, int64_t h, 
   return choose_kernel(g, dtype, h, w, channels_last);
 }
 
+// Products over pixels have weights, taps and channels alike, for columns.
+inline ConvKernel choose_weight_grad(const ConvGeometry& g, Dtype dtype) {
+  const bool few = has_few_inputs(g) && g.group_out >= 16;
+  if (few && size_of(dtype) == 2 && g.group_out % 8 == 0 && first_weight_grad_bytes(g, dtype) <= kMostSharedBytes)
+    return ConvKernel::first_mma;
+  if (few && dtype == Dtype::f32 && g.kh * g.kw * g.group_in >= 16) return ConvKernel::ffma;
+  return choose_gemm(g, dtype);
+}
+
 }  // namespace fastcnn::cuda

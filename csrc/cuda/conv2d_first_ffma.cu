@@ -47,9 +47,9 @@ __global__ void __launch_bounds__(Tile<kN>::kThreads, Tile<kN>::kBlocks) conv2d_
     }
     if (++next_part == p.parts) next_part = 0, ++next_row;
   };
-  for_each_of_halo(static_cast<const float*>(c.x) + place.n * c.xm.sn, c.xm, t, place.row * c.g.sh - c.g.ph,
-                   place.column * c.g.sw - c.g.pw, p.adjoin, p.by_channels,
-                   [&](int at, bool valid, const float* from) { cp_async<4>(halo + at, from, valid ? 4 : 0); });
+  for_each_of_halo<4>(static_cast<const float*>(c.x) + place.n * c.xm.sn, c.xm, t, place.row * c.g.sh - c.g.ph,
+                      place.column * c.g.sw - c.g.pw, p.adjoin, p.by_channels,
+                      [&](int at, bool valid, const float* from) { cp_async<4>(halo + at, from, valid ? 4 : 0); });
   fetch(stages[0]);
   cp_async_commit();
 

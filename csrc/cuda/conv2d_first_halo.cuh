@@ -14,8 +14,8 @@ namespace fastcnn::cuda {
 inline bool pixels_adjoin(const Map& m) { return m.sw == m.c && (m.sc == 1 || m.c == 1); }
 
 // Starts put(place, valid, from) for every element: its place in the halo and where it comes from. A warp takes a line:
-// a row of pixels where these adjoin, else a row of one channel.
-template <class T, class Put>
+// a row of pixels where these adjoin, else a row of one channel; a thread has kAhead elements under way.
+template <int kAhead, class T, class Put>
 __device__ __forceinline__ void for_each_of_halo(const T* x, const Map& m, const FirstTile& t, int h0, int w0,
                                                  bool adjoin, const Divisor& by_channels, const Put& put) {
   const int channels = int(m.c), run = adjoin ? channels : 1, spread = adjoin ? 1 : channels;
@@ -28,7 +28,7 @@ __device__ __forceinline__ void for_each_of_halo(const T* x, const Map& m, const
     const bool inside = uint32_t(h) < uint32_t(m.h);
     const T* from = x + (inside ? h * m.sh : 0) + channel * m.sc;
     const int to = row * t.pitch + int(channel);
-#pragma unroll 4
+#pragma unroll kAhead
     for (int e = threadIdx.x % kWarp; e < length; e += kWarp) {
       const bool valid = inside && uint32_t(first + e) < uint32_t(size);
       put(to + e * spread, valid, valid ? from + (first + e) * step : x);

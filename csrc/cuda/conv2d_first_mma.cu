@@ -69,12 +69,12 @@ __global__ void __launch_bounds__(Tile<T, kN>::kThreads, 2) conv2d_first_mma_ker
   fetch(stages[0]);
   cp_async_commit();
   T* elements = reinterpret_cast<T*>(halo);
-  for_each_of_halo(static_cast<const T*>(c.x) + place.n * c.xm.sn, c.xm, t, place.row * c.g.sh - c.g.ph,
-                   place.column * c.g.sw - c.g.pw, p.adjoin, p.by_channels, [&](int at, bool valid, const T* from) {
-                     const T x = load_if(valid, from);
-                     store_shared(elements + at, x);
-                     if (t.copy && at > 0) store_shared(elements + t.copy + at - 1, x);
-                   });
+  for_each_of_halo<4>(static_cast<const T*>(c.x) + place.n * c.xm.sn, c.xm, t, place.row * c.g.sh - c.g.ph,
+                      place.column * c.g.sw - c.g.pw, p.adjoin, p.by_channels, [&](int at, bool valid, const T* from) {
+                        const T x = load_if(valid, from);
+                        store_shared(elements + at, x);
+                        if (t.copy && at > 0) store_shared(elements + t.copy + at - 1, x);
+                      });
   for (int e = thread; e < p.steps * 8; e += blockDim.x) {
     Pairs of{};
 #pragma unroll

@@ -81,6 +81,14 @@ inline FirstTile first_tile(const ConvGeometry& g, int64_t n, int64_t h, int64_t
   return found;
 }
 
+// The weight gradient's blocks go from tile to tile of 8x8 outputs, each of which they lay out as two matrices, at most
+// 128 output channels and 192 weights wide.
+constexpr int kFirstSide = 8;
+inline int64_t first_weight_grad_bytes(const ConvGeometry& g, Dtype dtype) {
+  return kFirstSide * kFirstSide * (128 + 192) * size_of(dtype) +
+         first_halo_bytes(shape_first_tile(g, dtype, kFirstSide, kFirstSide), dtype);
+}
+
 // Of windows whose rows are runs of inputs: not dilated.
 inline bool has_few_inputs(const ConvGeometry& g) {
   return g.groups == 1 && g.group_in >= 1 && g.group_in <= kFirstInputs && g.dh == 1 && g.dw == 1 &&

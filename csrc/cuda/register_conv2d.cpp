@@ -232,22 +232,25 @@ Tensor conv2d_backward_weight(const Tensor& grad, const Tensor& input, const Int
   check_grad(kOp, grad, conv_output(kOp, input, dw, p.g));
   if (!dw.numel()) return dw;
   if (!grad.numel()) return torch::stable::fill_(dw, 0.0);
-  const cuda::ConvKernel kernel = cuda::choose_gemm(p.g, p.dtype);
+  const cuda::ConvKernel kernel = cuda::choose_weight_grad(p.g, p.dtype);
   const bool mma = kernel == cuda::ConvKernel::mma, ffma = kernel == cuda::ConvKernel::ffma;
-  const Tensor x = mma ? as_nhwc(input) : dense(input), g = mma ? as_nhwc(grad) : dense(grad);
+  const bool first = kernel == cuda::ConvKernel::first_mma;
+  const Tensor x = mma ? as_nhwc(input) : dense(input), g = mma || first ? as_nhwc(grad) : dense(grad);
   p.x = x.const_data_ptr(), p.xm = mma ? nhwc_map(x) : map_of(x);
-  p.grad = g.const_data_ptr(), p.gm = mma ? nhwc_map(g) : map_of(g);
+  p.grad = g.const_data_ptr(), p.gm = mma || first ? nhwc_map(g) : map_of(g);
   p.dw = dw.mutable_data_ptr();
-  p.splits = mma    ? cuda::mma_weight_grad_splits(p)
-             : ffma ? cuda::ffma_weight_grad_splits(p)
-                    : cuda::direct_weight_grad_splits(p);
+  p.splits = mma     ? cuda::mma_weight_grad_splits(p)
+             : ffma  ? cuda::ffma_weight_grad_splits(p)
+             : first ? cuda::first_weight_grad_splits(p)
+                     : cuda::direct_weight_grad_splits(p);
   check_numel(kOp, {p.splits, dw.numel()});
   const Tensor partial = empty({p.splits, dw.numel()}, dw, MemoryFormat::Contiguous, accumulator_type(p.dtype));
   p.partial = partial.mutable_data_ptr();
   launched(kOp, g, [&](void* stream) {
-    const char* error = (mma    ? cuda::conv2d_weight_grad_mma
-                         : ffma ? cuda::conv2d_weight_grad_ffma
-                                : cuda::conv2d_weight_grad_direct)(p, stream);
+    const char* error = (mma     ? cuda::conv2d_weight_grad_mma
+                         : ffma  ? cuda::conv2d_weight_grad_ffma
+                         : first ? cuda::conv2d_first_weight_grad
+                                 : cuda::conv2d_weight_grad_direct)(p, stream);
     return error ? error : cuda::conv2d_weight_grad_finish(p, stream);
   });
   return dw;
