@@ -26,8 +26,10 @@ KNOWN_DOUBLE = (
 )
 # What the hottest loop of a kernel must be made of.
 PATHS = (
-    (r"mma(_\w+)?_kernel", ("HMMA", "LDGSTS")),
+    (r"mma(_\w+)?_kernel", ("HMMA",)),
     (r"mma(_\w+)?_kernel(?!<float)", ("LDSM",)),  # of float32 it transposes nothing
+    # The weight gradient of first layers copies a tile before the loop over it.
+    (r"(?<!first_)mma(_\w+)?_kernel|first_mma_kernel", ("LDGSTS",)),
 )
 FFMA_SHARE = (r"ffma(_\w+)?_kernel", 0.75)
 KNOWN_SHARE = (

@@ -77,6 +77,8 @@ def all_layers() -> list[Layer]:
     # Few tiles: of vgg16.conv5_1 one image's 196 pixels times 512 channels.
     layers += [Layer(find(name), "conv2d", torch.float16, "nhwc", batch=1) for name in ("vgg16.conv4_2", convs[-1])]
     layers += [Layer(find(name), "conv2d", torch.float32, at, tf32=True) for at in LAYOUTS for name in convs]
+    first = ("alexnet.conv1", "resnet50.conv1", "vgg16.conv1_1")
+    layers += [Layer(find(name), "conv2d", dtype, layout) for dtype, layout in kinds for name in first]
     return [layer for layer in layers if registered(layer)]
 
 
@@ -134,7 +136,7 @@ def prepare(layer: Layer, batch: int, small: bool, filled: bool) -> Call:
 
 
 def reduced(layer: Layer, shape: list[int]) -> list[int]:
-    if isinstance(layer.case, ConvCase):
+    if isinstance(layer.case, ConvCase) and layer.case.in_channels > 32:
         shape[1] = 32 * layer.case.groups  # the outputs, and with them the tiles, stay
     return shape
 
@@ -263,7 +265,12 @@ def steps(layer: Layer, launch: Launch) -> int:
 
 
 def fill(layer: Layer, launch: Launch) -> float:
-    """The share of a matrix product's work that is output, and sum."""
+    """The share of a matrix product's work that is output, and sum; of a first layer's, too, whose template's first
+    size is a thread's pixels."""
+    if first := re.search(r"first_mma_kernel<\w+, (\d+)", launch.kernel):
+        _, inputs, kh, kw = layer.case.weight_shape
+        terms = -(-kh * (-(-kw * inputs // 2) * 2) // 32) * 32
+        return layer.case.macs(layer.batch) / (launch.blocks * launch.threads * int(first[1]) * terms)
     covered = tiles(layer, launch)
     if covered is None:
         return 1.0

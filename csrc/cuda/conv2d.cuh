@@ -1,5 +1,6 @@
 // Convolutions on the GPU. Every entry returns null, or why a kernel could not start.
 #pragma once
+#include "cuda/tiles.h"
 #include "ops/conv2d.h"
 
 namespace fastcnn::cuda {
@@ -44,8 +45,9 @@ struct Conv2dWeightGrad {
   int64_t splits;  // ranges of pixels, each summed for itself
 };
 
-// Weights as kernels read them. channels_inner: [o][i][j][c], for 16-bit types; else [g][i][j][c][o], where the
-// outputs of a group are filled up by zeros to a multiple of four, so that four are one copy of 16 bytes.
+// Weights as kernels read them. channels_inner: [o][i][j][c], for 16-bit types, where those of a few input channels are
+// filled up by zeros: a window's row to pairs, an output to steps of 32. Else [g][i][j][c][o], where the outputs of a
+// group are filled up to a multiple of four, so that four are one copy of 16 bytes.
 struct PackedLayout {
   int64_t elements, group_out;  // group_out: with the filling
   WeightStrides strides;
@@ -55,8 +57,10 @@ struct PackedLayout {
 inline PackedLayout packed_layout(const ConvGeometry& g, Dtype dtype) {
   const int64_t taps = int64_t{g.kh} * g.kw;
   if (size_of(dtype) == 2) {
-    const int64_t o = taps * g.group_in;
-    return {g.groups * g.group_out * o, g.group_out, {o, 1, g.kw * g.group_in, g.group_in, g.group_out * o}, true};
+    const bool few = g.groups == 1 && g.group_in <= kFirstInputs;
+    const int64_t row = few ? ceil_div(g.kw * g.group_in, 2) * 2 : g.kw * g.group_in;
+    const int64_t o = few ? ceil_div(g.kh * row, 32) * 32 : g.kh * row;
+    return {g.groups * g.group_out * o, g.group_out, {o, 1, row, g.group_in, g.group_out * o}, true};
   }
   const int64_t group_out = (g.group_out + 3) / 4 * 4, j = g.group_in * group_out;
   return {g.groups * taps * j, group_out, {1, group_out, g.kw * j, j, taps * j}, false};
@@ -105,6 +109,15 @@ int64_t mma_weight_grad_splits(const Conv2dWeightGrad& p);
 const char* conv2d_ffma(const Conv2d& p, void* stream);
 const char* conv2d_weight_grad_ffma(const Conv2dWeightGrad& p, void* stream);
 int64_t ffma_weight_grad_splits(const Conv2dWeightGrad& p);
+
+// First layers (conv2d_first_tile.h) in any layout, of float32 and of float16 and bfloat16; w in its packed layout.
+const char* conv2d_first_ffma(const Conv2d& p, void* stream);
+const char* conv2d_first_mma(const Conv2d& p, void* stream);
+
+// First layers of float16 and bfloat16, x in any layout, grad NHWC from a multiple of 16 bytes on, outputs in multiples
+// of 8.
+const char* conv2d_first_weight_grad(const Conv2dWeightGrad& p, void* stream);
+int64_t first_weight_grad_splits(const Conv2dWeightGrad& p);
 
 // float32, float16 and bfloat16, x, residual and y NHWC and aligned to 16 bytes; as many channels of y as of x, 1, 2 or
 // 4 a group; a tile for it exists (conv2d_grouped_tile.h); not adjoint.

@@ -1,13 +1,14 @@
 // Which kernel computes a convolution, in which tiles and how many parts of a sum: functions of sizes, types and, of
 // the parts, the chip's number of processors, so that a call's bits depend on nothing else.
 #pragma once
+#include "cuda/conv2d_first_tile.h"
 #include "cuda/conv2d_grouped_tile.h"
 #include "cuda/tiles.h"
 #include "ops/conv2d.h"
 
 namespace fastcnn::cuda {
 
-enum class ConvKernel { direct, grouped, ffma, mma };
+enum class ConvKernel { direct, grouped, ffma, mma, first_ffma, first_mma };
 
 // Among the matrix products and the kernel that takes everything. tf32: float32 may be rounded to it.
 inline ConvKernel choose_gemm(const ConvGeometry& g, Dtype dtype, bool tf32) {
@@ -87,6 +88,22 @@ inline int64_t moment_pixels(ConvKernel kernel, const ConvGeometry& g, Dtype dty
   if (kernel != ConvKernel::mma) return 0;
   const MmaPlan p = mma_plan(g, dtype, planes, pixels, processors);
   return p.pieces == 1 || p.tiles() >= 4 * processors ? p.m : 0;
+}
+
+// Of a convolution as it is called; the sums of an input gradient take choose_kernel's.
+inline ConvKernel choose_forward(const ConvGeometry& g, Dtype dtype, int64_t h, int64_t w, bool channels_last,
+                                 bool tf32) {
+  if (is_first_layer(g, dtype, h, w)) return dtype == Dtype::f32 ? ConvKernel::first_ffma : ConvKernel::first_mma;
+  return choose_kernel(g, dtype, h, w, channels_last, tf32);
+}
+
+// Products over pixels have weights, taps and channels alike, for columns.
+inline ConvKernel choose_weight_grad(const ConvGeometry& g, Dtype dtype, bool tf32) {
+  const bool few = has_few_inputs(g) && g.group_out >= 16;
+  if (few && size_of(dtype) == 2 && g.group_out % 8 == 0 && first_weight_grad_bytes(g, dtype) <= kMostSharedBytes)
+    return ConvKernel::first_mma;
+  if (few && dtype == Dtype::f32 && g.kh * g.kw * g.group_in >= 16) return ConvKernel::ffma;
+  return choose_gemm(g, dtype, tf32);
 }
 
 }  // namespace fastcnn::cuda

@@ -19,7 +19,7 @@ struct PackParams {
   WeightStrides ws;
   bool rotated, channels_inner, tf32;
   int elements, group_out, kh, kw;
-  Divisor by_filled, by_group_in, by_kw, by_kh, by_group_out;
+  Divisor by_filled, by_group_in, by_kw, by_kh, by_group_out, by_row, by_sum;
 };
 
 template <class From, class To>
@@ -28,14 +28,15 @@ __global__ void __launch_bounds__(kConvThreads) pack_kernel(PackParams p) {
   if (e >= p.elements) return;
   uint32_t o, c, i, j, g;
   if (p.channels_inner) {
-    const uint32_t output = p.by_kh.divide(p.by_kw.divide(p.by_group_in.divide(e, c), j), i);
-    g = p.by_group_out.divide(output, o);
+    g = p.by_group_out.divide(p.by_sum.divide(e, i), o);
+    i = p.by_row.divide(i, j), j = p.by_group_in.divide(j, c);
   } else {
     g = p.by_kh.divide(p.by_kw.divide(p.by_group_in.divide(p.by_filled.divide(e, o), c), j), i);
   }
-  if (p.rotated) i = p.kh - 1 - i, j = p.kw - 1 - j;
-  const From w = load_if(int(o) < p.group_out, static_cast<const From*>(p.w) + g * p.ws.g + o * p.ws.o + c * p.ws.c +
-                                                   i * p.ws.i + j * p.ws.j);
+  const bool exists = int(o) < p.group_out && int(i) < p.kh && int(j) < p.kw;
+  if (p.rotated && exists) i = p.kh - 1 - i, j = p.kw - 1 - j;
+  const From w =
+      load_if(exists, static_cast<const From*>(p.w) + g * p.ws.g + o * p.ws.o + c * p.ws.c + i * p.ws.i + j * p.ws.j);
   if constexpr (sizeof(From) == 8)
     store(static_cast<To*>(p.packed) + e, w);
   else
@@ -115,7 +116,9 @@ const char* pack_conv2d_weight(const Conv2dPack& c, void* stream) {
                      Divisor(c.g.group_in),
                      Divisor(c.g.kw),
                      Divisor(c.g.kh),
-                     Divisor(c.g.group_out)};
+                     Divisor(c.g.group_out),
+                     Divisor(layout.strides.i),
+                     Divisor(layout.strides.o)};
   const Launch l = one_thread_each(layout.elements, stream);
   if (c.from == Dtype::f32 && c.to == Dtype::f16) return launch<pack_kernel<float, half_t>>(l, p);
   if (c.from == Dtype::f32 && c.to == Dtype::bf16) return launch<pack_kernel<float, bfloat16_t>>(l, p);

@@ -84,10 +84,12 @@ bool reads_nhwc(cuda::ConvKernel kernel, const Tensor& x) {
 }
 
 auto start(cuda::ConvKernel kernel) {
-  return kernel == cuda::ConvKernel::mma       ? cuda::conv2d_mma
-         : kernel == cuda::ConvKernel::ffma    ? cuda::conv2d_ffma
-         : kernel == cuda::ConvKernel::grouped ? cuda::conv2d_grouped
-                                               : cuda::conv2d_direct;
+  return kernel == cuda::ConvKernel::first_ffma  ? cuda::conv2d_first_ffma
+         : kernel == cuda::ConvKernel::first_mma ? cuda::conv2d_first_mma
+         : kernel == cuda::ConvKernel::mma       ? cuda::conv2d_mma
+         : kernel == cuda::ConvKernel::ffma      ? cuda::conv2d_ffma
+         : kernel == cuda::ConvKernel::grouped   ? cuda::conv2d_grouped
+                                                 : cuda::conv2d_direct;
 }
 
 // Starts the kernel, on x's device, with the memory that it needs.
@@ -148,7 +150,7 @@ Tensor convolve(const Tensor& input, const Tensor& weight, const OptionalTensor&
   const Tensor b = bias ? torch::stable::contiguous(*bias) : x;
   if (bias) p.bias = b.const_data_ptr(), p.wide_bias = b.scalar_type() != input.scalar_type();
   const bool channels_last = is_channels_last(x) && is_channels_last(y);
-  const auto kernel = cuda::choose_kernel(p.g, p.dtype, size[2], size[3], channels_last, tf32);
+  const auto kernel = cuda::choose_forward(p.g, p.dtype, size[2], size[3], channels_last, tf32);
   const bool nhwc = reads_nhwc(kernel, x);
   const Tensor to = nhwc ? nhwc_output(y) : y, r = residual ? (nhwc ? as_nhwc(*residual) : *residual) : x;
   if (nhwc) x = as_nhwc(x);
@@ -274,22 +276,25 @@ Tensor conv2d_backward_weight(const Tensor& grad, const Tensor& input, const Int
   check_grad(kOp, grad, conv_output(kOp, input, dw, p.g));
   if (!dw.numel()) return dw;
   if (!grad.numel()) return torch::stable::fill_(dw, 0.0);
-  const cuda::ConvKernel kernel = cuda::choose_gemm(p.g, p.dtype, tf32);
+  const cuda::ConvKernel kernel = cuda::choose_weight_grad(p.g, p.dtype, tf32);
   const bool mma = kernel == cuda::ConvKernel::mma, ffma = kernel == cuda::ConvKernel::ffma;
-  const Tensor x = mma ? as_nhwc(input) : dense(input), g = mma ? as_nhwc(grad) : dense(grad);
+  const bool first = kernel == cuda::ConvKernel::first_mma;
+  const Tensor x = mma ? as_nhwc(input) : dense(input), g = mma || first ? as_nhwc(grad) : dense(grad);
   p.x = x.const_data_ptr(), p.xm = mma ? nhwc_map(x) : map_of(x);
-  p.grad = g.const_data_ptr(), p.gm = mma ? nhwc_map(g) : map_of(g);
+  p.grad = g.const_data_ptr(), p.gm = mma || first ? nhwc_map(g) : map_of(g);
   p.dw = dw.mutable_data_ptr();
-  p.splits = mma    ? cuda::mma_weight_grad_splits(p)
-             : ffma ? cuda::ffma_weight_grad_splits(p)
-                    : cuda::direct_weight_grad_splits(p);
+  p.splits = mma     ? cuda::mma_weight_grad_splits(p)
+             : ffma  ? cuda::ffma_weight_grad_splits(p)
+             : first ? cuda::first_weight_grad_splits(p)
+                     : cuda::direct_weight_grad_splits(p);
   check_numel(kOp, {p.splits, dw.numel()});
   const Tensor partial = empty({p.splits, dw.numel()}, dw, MemoryFormat::Contiguous, accumulator_type(p.dtype));
   p.partial = partial.mutable_data_ptr();
   launched(kOp, g, [&](void* stream) {
-    const char* error = (mma    ? cuda::conv2d_weight_grad_mma
-                         : ffma ? cuda::conv2d_weight_grad_ffma
-                                : cuda::conv2d_weight_grad_direct)(p, stream);
+    const char* error = (mma     ? cuda::conv2d_weight_grad_mma
+                         : ffma  ? cuda::conv2d_weight_grad_ffma
+                         : first ? cuda::conv2d_first_weight_grad
+                                 : cuda::conv2d_weight_grad_direct)(p, stream);
     return error ? error : cuda::conv2d_weight_grad_finish(p, stream);
   });
   return dw;

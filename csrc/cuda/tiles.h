@@ -48,6 +48,12 @@ constexpr int kConvThreads = 128, kDirectPixels = 4;
 // Convolution by halo tile. Four rows of outputs a thread read a weight once for four products.
 constexpr int kGroupedThreads = 256, kGroupedRows = 4;
 
+// First layers, of at most kFirstInputs input channels. Float32: a warp's pixels, and weights of each output that a
+// stage holds. 16 bits: a warp's pixels, the fewest warps of a block, and pairs of weights. A third stage would cost
+// the halo its room.
+constexpr int kFirstInputs = 4, kFirstStages = 2, kFirstPixels = 64, kFirstDepth = 16;
+constexpr int kWarpPixels = 32, kFirstWarps = 2, kFirstPairs = 16;
+
 // __launch_bounds__ names the blocks that a processor should hold at least: left to choose, ptxas spills registers into
 // local memory where a few bytes of them buy one block more.
 

@@ -61,6 +61,8 @@ def define(namespace: str) -> SimpleNamespace:
         outputs, inputs, kh, kw = weight.shape
         if weight.is_cuda or namespace != "fastcnn":  # csrc/cuda/conv2d.cuh: packed_layout
             wide = weight.dtype in (torch.float32, torch.float64)
+            if not wide and groups == 1 and inputs <= 4:  # a first layer's: rows in pairs, outputs in steps of 32
+                return weight.new_empty(outputs * -(-kh * (-(-kw * inputs // 2) * 2) // 32) * 32)
             filled = groups * -(-(outputs // groups) // 4) * 4 if wide else outputs
             return weight.new_empty(filled * inputs * kh * kw)
         lanes = _library._C.lanes(double)
