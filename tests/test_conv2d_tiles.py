@@ -1,12 +1,16 @@
 """Convolutions around the tiles of the CUDA kernels, against float64; with --simt, how these kernels treat memory, and
 that nothing depends on the order in which threads run or copies land."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from fastcnn.ops import conv2d as conv
 from tests.test_conv2d import tolerance
 
+ROOT = Path(__file__).resolve().parents[1]
+SHARED_LOAD, SHARED_STORE = 2, 3  # simt's kinds of accesses
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
 # (input, weight), (stride, padding, dilation, groups)
@@ -30,6 +34,9 @@ CASES = {
     "depthwise, windows beyond shared memory": ((1, 8, 99, 99), (8, 1, 7, 7), ((1, 1), (0, 0), (16, 16), 8)),
     "two channels a group": ((3, 16, 33, 3), (16, 2, 1, 3), ((1, 1), (0, 2), (1, 2), 8)),
     "four channels a group": ((2, 64, 7, 20), (64, 4, 3, 3), ((1, 1), (1, 1), (1, 1), 16)),
+    "depthwise, several tiles a block": ((9, 1056, 3, 3), (1056, 1, 3, 3), ((1, 1), (1, 1), (1, 1), 1056)),
+    "depthwise, seven taps a row": ((1, 16, 9, 21), (16, 1, 2, 7), ((1, 1), (1, 3), (1, 1), 16)),
+    "two channels a group, stride and dilation": ((2, 16, 13, 14), (16, 2, 3, 2), ((2, 2), (2, 1), (2, 2), 8)),
     "one pixel": ((9, 64, 1, 1), (8, 64, 1, 1), ((1, 1), (0, 0), (1, 1), 1)),
 }
 
@@ -133,6 +140,38 @@ def test_halo_tiles_without_bank_conflicts(case, dtype, simt):
     counters = simt.counters()
     assert counters.shared_load.units == counters.shared_load.ideal > 0
     assert counters.shared_store.units == counters.shared_store.ideal > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("case", ["depthwise", "depthwise, several tiles a block", "four channels a group"])
+def test_weight_gradients_of_halo_tiles_without_bank_conflicts(case, dtype, simt):
+    """In the loop over tiles; the sums at its end are read in whatever rows their number makes."""
+    x, weight, _, grad, geometry = tensors(case, dtype, torch.channels_last)
+    simt.set("FASTCNN_SIMT_COUNT", "1")
+    simt.library.fastcnn_simt_reset_counters()
+    conv.ops.backward_weight(grad, x, weight.shape, *geometry, 1)
+    source = ROOT / "csrc/cuda/conv2d_grouped_weight_grad.cu"
+    lines = source.read_text().splitlines()
+    traffic = [
+        site.traffic
+        for site in simt.sites()
+        if site.file.decode().endswith(source.name) and site.kind in (SHARED_LOAD, SHARED_STORE)
+        and "load_shared(sums" not in lines[site.line - 1]
+    ]  # fmt: skip
+    assert len(traffic) >= 4  # copies of x and of the gradient, and their loads
+    assert all(t.units == t.ideal > 0 for t in traffic)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("case", ["depthwise", "two channels a group", "four channels a group"])
+def test_infinities_stay_where_windows_see_them(case, dtype):
+    """Tiles reach beyond the gradient, where x may still be: nothing there is part of a sum."""
+    x, weight, _, grad, geometry = tensors(case, dtype, torch.channels_last)
+    x[..., -1] = torch.inf
+    _, _, want = linear(x, weight, geometry, grad)
+    got = conv.ops.backward_weight(grad, x, weight.shape, *geometry, 1)
+    assert want.isfinite().any()
+    assert torch.equal(got.isfinite(), want.isfinite())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -98,6 +98,10 @@ int64_t ffma_weight_grad_splits(const Conv2dWeightGrad& p);
 // 4 a group; a tile for it exists (conv2d_grouped_tile.h); not adjoint.
 const char* conv2d_grouped(const Conv2d& p, void* stream);
 
+// The same types and alignment, x and grad NHWC, channels per group as choose_weight_grad says.
+const char* conv2d_weight_grad_grouped(const Conv2dWeightGrad& p, void* stream);
+int64_t grouped_weight_grad_splits(const Conv2dWeightGrad& p);
+
 // dw as the sum of its partial ones, in their order.
 const char* conv2d_weight_grad_finish(const Conv2dWeightGrad& p, void* stream);
 

@@ -21,9 +21,16 @@ inline ConvKernel choose_gemm(const ConvGeometry& g, Dtype dtype) {
 
 // g: channels per group of the sum's input and output, its taps. h, w: of the output. channels_last: x and y both are.
 inline ConvKernel choose_kernel(const ConvGeometry& g, Dtype dtype, int64_t h, int64_t w, bool channels_last) {
-  const bool few = g.group_in == g.group_out && (g.group_in == 1 || g.group_in == 2 || g.group_in == 4);
   const bool chunks = g.groups * g.group_in * size_of(dtype) % 16 == 0;
-  if (few && chunks && channels_last && dtype != Dtype::f64 && grouped_tile(g, h, w, dtype).rows > 0)
+  if (few_channels(g) && chunks && channels_last && dtype != Dtype::f64 && grouped_tile(g, h, w, dtype).rows > 0)
+    return ConvKernel::grouped;
+  return choose_gemm(g, dtype);
+}
+
+// Of the weight gradient; h, w: of grad. Either layout: the halo tile's copies to NHWC cost less than what others lose.
+inline ConvKernel choose_weight_grad(const ConvGeometry& g, Dtype dtype, int64_t h, int64_t w) {
+  const bool chunks = g.groups * g.group_in * size_of(dtype) % 16 == 0;
+  if (few_channels(g) && chunks && dtype != Dtype::f64 && grouped_grad_tile(g, h, w, dtype).rows > 0)
     return ConvKernel::grouped;
   return choose_gemm(g, dtype);
 }

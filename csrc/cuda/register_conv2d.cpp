@@ -216,6 +216,25 @@ Tensor conv_transpose2d(const Tensor& x, const Tensor& weight, const OptionalTen
   return transposed(kConvTranspose2d, g, weight, bias, y, conv_geometry(kConvTranspose2d, y, weight, a));
 }
 
+struct WeightGrad {
+  decltype(&cuda::conv2d_weight_grad_mma) start;
+  decltype(&cuda::mma_weight_grad_splits) splits;
+  bool nhwc;  // reads x and grad so
+};
+
+WeightGrad weight_grad(cuda::ConvKernel kernel) {
+  switch (kernel) {
+    case cuda::ConvKernel::mma:
+      return {cuda::conv2d_weight_grad_mma, cuda::mma_weight_grad_splits, true};
+    case cuda::ConvKernel::ffma:
+      return {cuda::conv2d_weight_grad_ffma, cuda::ffma_weight_grad_splits, false};
+    case cuda::ConvKernel::grouped:
+      return {cuda::conv2d_weight_grad_grouped, cuda::grouped_weight_grad_splits, true};
+    default:
+      return {cuda::conv2d_weight_grad_direct, cuda::direct_weight_grad_splits, false};
+  }
+}
+
 Tensor conv2d_backward_weight(const Tensor& grad, const Tensor& input, const Ints& size, const Ints& stride,
                               const Ints& padding, const Ints& dilation, int64_t groups, int64_t accuracy) {
   constexpr const char* kOp = "conv2d_backward_weight";
@@ -230,22 +249,17 @@ Tensor conv2d_backward_weight(const Tensor& grad, const Tensor& input, const Int
   check_grad(kOp, grad, conv_output(kOp, input, dw, p.g));
   if (!dw.numel()) return dw;
   if (!grad.numel()) return torch::stable::fill_(dw, 0.0);
-  const cuda::ConvKernel kernel = cuda::choose_gemm(p.g, p.dtype);
-  const bool mma = kernel == cuda::ConvKernel::mma, ffma = kernel == cuda::ConvKernel::ffma;
-  const Tensor x = mma ? as_nhwc(input) : dense(input), g = mma ? as_nhwc(grad) : dense(grad);
-  p.x = x.const_data_ptr(), p.xm = mma ? nhwc_map(x) : map_of(x);
-  p.grad = g.const_data_ptr(), p.gm = mma ? nhwc_map(g) : map_of(g);
+  const WeightGrad kernel = weight_grad(cuda::choose_weight_grad(p.g, p.dtype, grad.size(2), grad.size(3)));
+  const Tensor x = kernel.nhwc ? as_nhwc(input) : dense(input), g = kernel.nhwc ? as_nhwc(grad) : dense(grad);
+  p.x = x.const_data_ptr(), p.xm = kernel.nhwc ? nhwc_map(x) : map_of(x);
+  p.grad = g.const_data_ptr(), p.gm = kernel.nhwc ? nhwc_map(g) : map_of(g);
   p.dw = dw.mutable_data_ptr();
-  p.splits = mma    ? cuda::mma_weight_grad_splits(p)
-             : ffma ? cuda::ffma_weight_grad_splits(p)
-                    : cuda::direct_weight_grad_splits(p);
+  p.splits = kernel.splits(p);
   check_numel(kOp, {p.splits, dw.numel()});
   const Tensor partial = empty({p.splits, dw.numel()}, dw, MemoryFormat::Contiguous, accumulator_type(p.dtype));
   p.partial = partial.mutable_data_ptr();
   launched(kOp, g, [&](void* stream) {
-    const char* error = (mma    ? cuda::conv2d_weight_grad_mma
-                         : ffma ? cuda::conv2d_weight_grad_ffma
-                                : cuda::conv2d_weight_grad_direct)(p, stream);
+    const char* error = kernel.start(p, stream);
     return error ? error : cuda::conv2d_weight_grad_finish(p, stream);
   });
   return dw;
