@@ -89,8 +89,16 @@ inline int64_t weight_grad_splits(int64_t pixels, int64_t blocks) {
   return (pixels + chunk - 1) / chunk;
 }
 
-// The same by halo tiles, where a block takes one of `deep` ranges of channels: four blocks a processor, of at least
-// four tiles, since each ends with sums to store; but as many as there are until every processor has one.
+// Threads that add up an element of the weight's partial gradients: of few elements several, at least eight sums each.
+// One thread's chain of loads would take longer than the rest: depthwise convolutions have 9 elements a channel.
+inline int weight_grad_rows(int64_t elements, int64_t splits) {
+  int rows = 1;
+  while (rows < 32 && 16 * rows <= splits && elements * rows < 132 * 1024) rows *= 2;
+  return rows;
+}
+
+// Ranges of halo tiles, where a block takes one of `deep` ranges of channels: four blocks a processor, of at least four
+// tiles, since each ends with sums to store; but as many as there are until every processor has one.
 inline int64_t grouped_grad_splits(int64_t tiles, int64_t deep) {
   const auto least = [](int64_t a, int64_t b) { return a < b ? a : b; };
   const int64_t filling = least(ceil_div(4 * 132, deep), ceil_div(tiles, 4)), one_each = ceil_div(132, deep);
