@@ -37,6 +37,16 @@ CASES = {
     "depthwise, several tiles a block": ((9, 1056, 3, 3), (1056, 1, 3, 3), ((1, 1), (1, 1), (1, 1), 1056)),
     "depthwise, seven taps a row": ((1, 16, 9, 21), (16, 1, 2, 7), ((1, 1), (1, 3), (1, 1), 16)),
     "two channels a group, stride and dilation": ((2, 16, 13, 14), (16, 2, 3, 2), ((2, 2), (2, 1), (2, 2), 8)),
+    "eight channels a group": ((2, 72, 9, 13), (72, 8, 3, 3), ((1, 1), (1, 1), (1, 1), 9)),
+    "eight channels a group, stride": ((1, 64, 17, 19), (64, 8, 3, 3), ((2, 2), (1, 1), (1, 1), 8)),
+    "eight channels a group, many taps": ((1, 16, 10, 9), (16, 8, 5, 7), ((1, 1), (2, 3), (1, 1), 2)),
+    "sixteen channels a group": ((2, 80, 7, 18), (80, 16, 3, 3), ((1, 1), (1, 1), (1, 1), 5)),
+    "sixteen channels a group, stride and dilation": ((1, 32, 19, 20), (32, 16, 3, 2), ((3, 2), (2, 0), (2, 3), 2)),
+    "sixteen channels a group, several tiles a block": (
+        (9, 1072, 3, 3),
+        (1072, 16, 3, 3),
+        ((1, 1), (1, 1), (1, 1), 67),
+    ),
     "one pixel": ((9, 64, 1, 1), (8, 64, 1, 1), ((1, 1), (0, 0), (1, 1), 1)),
 }
 
@@ -130,6 +140,21 @@ def test_float32_without_bank_conflicts(case, layout, simt):
     assert counters.shared_store.units == counters.shared_store.ideal > 0
 
 
+@pytest.mark.parametrize(
+    "case", ["eight channels a group", "eight channels a group, stride", "sixteen channels a group"]
+)
+def test_halo_tiles_on_tensor_cores_without_bank_conflicts(case, simt):
+    """ldmatrix at stride 2, too; copies where no two columns' phases meet."""
+    simt.set("FASTCNN_SIMT_COUNT", "1")
+    simt.library.fastcnn_simt_reset_counters()
+    all_three(case, torch.bfloat16)
+    counters = simt.counters()
+    assert counters.mma > 0
+    assert counters.ldmatrix.units == counters.ldmatrix.ideal > 0
+    if "stride" not in case:
+        assert counters.shared_store.units == counters.shared_store.ideal > 0
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 @pytest.mark.parametrize("case", ["depthwise", "four channels a group"])
 def test_halo_tiles_without_bank_conflicts(case, dtype, simt):
@@ -163,19 +188,37 @@ def test_weight_gradients_of_halo_tiles_without_bank_conflicts(case, dtype, simt
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("case", ["depthwise", "two channels a group", "four channels a group"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        *("depthwise", "two channels a group", "four channels a group"),
+        *("eight channels a group", "sixteen channels a group"),
+    ],
+)
 def test_infinities_stay_where_windows_see_them(case, dtype):
     """Tiles reach beyond the gradient, where x may still be: nothing there is part of a sum."""
     x, weight, _, grad, geometry = tensors(case, dtype, torch.channels_last)
-    x[..., -1] = torch.inf
-    _, _, want = linear(x, weight, geometry, grad)
+    x[0, 0, 2, 0] = x[0, 0, 2, -1] = torch.inf
+    want_y, _, want_dw = linear(x, weight, geometry, grad)
+    got = conv.ops.conv(x, weight, None, None, *geometry, False, 1)
+    assert torch.equal(got.isinf(), want_y.isinf())
     got = conv.ops.backward_weight(grad, x, weight.shape, *geometry, 1)
-    assert want.isfinite().any()
-    assert torch.equal(got.isfinite(), want.isfinite())
+    assert want_dw.isfinite().any()
+    assert torch.equal(got.isfinite(), want_dw.isfinite())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("case", ["a chunk beyond a step", "two groups", "stride", "four channels a group"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "a chunk beyond a step",
+        "two groups",
+        "stride",
+        "four channels a group",
+        "eight channels a group",
+        "sixteen channels a group",
+    ],
+)
 def test_bits_do_not_depend_on_order(case, dtype, simt):
     want = all_three(case, dtype)
     for name, value in (("ORDER", "reverse"), ("ORDER", "shuffle"), ("COPY", "eager")):

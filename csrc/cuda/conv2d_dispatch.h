@@ -2,12 +2,13 @@
 // depend on nothing else.
 #pragma once
 #include "cuda/conv2d_grouped_tile.h"
+#include "cuda/conv2d_plane_tile.h"
 #include "cuda/tiles.h"
 #include "ops/conv2d.h"
 
 namespace fastcnn::cuda {
 
-enum class ConvKernel { direct, grouped, ffma, mma };
+enum class ConvKernel { direct, grouped, grouped_mma, ffma, mma };
 
 // Among the matrix products and the kernel that takes everything.
 inline ConvKernel choose_gemm(const ConvGeometry& g, Dtype dtype) {
@@ -19,19 +20,27 @@ inline ConvKernel choose_gemm(const ConvGeometry& g, Dtype dtype) {
   return g.group_in >= 3 && g.group_out >= 16 ? ConvKernel::ffma : ConvKernel::direct;
 }
 
+// What halo tiles take. Of 8 or 16 channels per group in either layout, since copies to NHWC cost less than what other
+// kernels waste on such groups; so do weight gradients.
+inline bool in_planes(const ConvGeometry& g, Dtype dtype) {
+  return size_of(dtype) == 2 && g.groups > 1 && g.group_in == g.group_out && (g.group_in == 8 || g.group_in == 16);
+}
+inline bool in_chunks(const ConvGeometry& g, Dtype dtype) {
+  return few_channels(g, dtype) && g.groups * g.group_in * size_of(dtype) % 16 == 0;
+}
+
 // g: channels per group of the sum's input and output, its taps. h, w: of the output. channels_last: x and y both are.
 inline ConvKernel choose_kernel(const ConvGeometry& g, Dtype dtype, int64_t h, int64_t w, bool channels_last) {
-  const bool chunks = g.groups * g.group_in * size_of(dtype) % 16 == 0;
-  if (few_channels(g) && chunks && channels_last && dtype != Dtype::f64 && grouped_tile(g, h, w, dtype).rows > 0)
+  if (in_planes(g, dtype) && plane_tile(g, h, w).rows > 0) return ConvKernel::grouped_mma;
+  if (in_chunks(g, dtype) && (channels_last || g.group_in > 4) && grouped_tile(g, h, w, dtype).rows > 0)
     return ConvKernel::grouped;
   return choose_gemm(g, dtype);
 }
 
-// Of the weight gradient; h, w: of grad. Either layout: the halo tile's copies to NHWC cost less than what others lose.
+// Of the weight gradient, in either layout; h, w: of grad.
 inline ConvKernel choose_weight_grad(const ConvGeometry& g, Dtype dtype, int64_t h, int64_t w) {
-  const bool chunks = g.groups * g.group_in * size_of(dtype) % 16 == 0;
-  if (few_channels(g) && chunks && dtype != Dtype::f64 && grouped_grad_tile(g, h, w, dtype).rows > 0)
-    return ConvKernel::grouped;
+  if (in_planes(g, dtype) && plane_grad_tile(g, h, w).rows > 0) return ConvKernel::grouped_mma;
+  if (in_chunks(g, dtype) && grouped_grad_tile(g, h, w, dtype).rows > 0) return ConvKernel::grouped;
   return choose_gemm(g, dtype);
 }
 

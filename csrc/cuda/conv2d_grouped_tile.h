@@ -14,9 +14,11 @@ inline int64_t grouped_chunks(const ConvGeometry& g, Dtype dtype) {
   return g.groups * g.group_in * size_of(dtype) / 16;
 }
 
-// Depthwise convolutions, and those of which four outputs read no more than their own group's inputs.
-inline bool few_channels(const ConvGeometry& g) {
-  return g.group_in == g.group_out && (g.group_in == 1 || g.group_in == 2 || g.group_in == 4);
+// Depthwise convolutions and those of few channels per group: which the halo tile without tensor cores takes.
+inline bool few_channels(const ConvGeometry& g, Dtype dtype) {
+  if (g.group_in != g.group_out || dtype == Dtype::f64) return false;
+  const bool some = g.groups > 1 && dtype == Dtype::f32 && (g.group_in == 8 || g.group_in == 16);
+  return some || g.group_in == 1 || g.group_in == 2 || g.group_in == 4;
 }
 
 // Of the tile and its weights.
@@ -28,10 +30,10 @@ inline int64_t grouped_bytes(const ConvGeometry& g, Dtype dtype, const GroupedTi
 // As many chunks as a line of all banks has, and as many rows as the threads that are left compute; fewer where shared
 // memory does not hold what they read. No rows: it does not hold even the least tile.
 inline GroupedTile grouped_tile(const ConvGeometry& g, int64_t h, int64_t w, Dtype dtype) {
-  const int64_t all = grouped_chunks(g, dtype);
-  for (int chunks = 8; chunks > 0; chunks /= 2)
+  const int64_t all = grouped_chunks(g, dtype), group = ceil_div(g.group_in * size_of(dtype), 16);
+  for (int chunks = 8; chunks >= group; chunks /= 2)
     for (int columns = 8; columns > 0; columns /= 2) {
-      if ((chunks / 2 >= all && chunks > 1) || (columns / 2 >= w && columns > 1)) continue;
+      if ((chunks / 2 >= all && chunks > group) || (columns / 2 >= w && columns > 1)) continue;
       const int most = kGroupedThreads / (chunks * columns);
       for (int strips = most < 8 ? most : 8; strips > 0; strips /= 2) {
         const int rows = strips * kGroupedRows;

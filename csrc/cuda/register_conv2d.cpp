@@ -65,14 +65,23 @@ Tensor nhwc_output(const Tensor& y) {
 }
 
 bool reads_nhwc(cuda::ConvKernel kernel) {
-  return kernel == cuda::ConvKernel::mma || kernel == cuda::ConvKernel::grouped;
+  return kernel == cuda::ConvKernel::mma || kernel == cuda::ConvKernel::grouped ||
+         kernel == cuda::ConvKernel::grouped_mma;
 }
 
 auto start(cuda::ConvKernel kernel) {
-  return kernel == cuda::ConvKernel::mma       ? cuda::conv2d_mma
-         : kernel == cuda::ConvKernel::ffma    ? cuda::conv2d_ffma
-         : kernel == cuda::ConvKernel::grouped ? cuda::conv2d_grouped
-                                               : cuda::conv2d_direct;
+  switch (kernel) {
+    case cuda::ConvKernel::mma:
+      return cuda::conv2d_mma;
+    case cuda::ConvKernel::ffma:
+      return cuda::conv2d_ffma;
+    case cuda::ConvKernel::grouped:
+      return cuda::conv2d_grouped;
+    case cuda::ConvKernel::grouped_mma:
+      return cuda::conv2d_grouped_mma;
+    default:
+      return cuda::conv2d_direct;
+  }
 }
 
 // x with its border filled as `mode` says.
@@ -230,6 +239,8 @@ WeightGrad weight_grad(cuda::ConvKernel kernel) {
       return {cuda::conv2d_weight_grad_ffma, cuda::ffma_weight_grad_splits, false};
     case cuda::ConvKernel::grouped:
       return {cuda::conv2d_weight_grad_grouped, cuda::grouped_weight_grad_splits, true};
+    case cuda::ConvKernel::grouped_mma:
+      return {cuda::conv2d_weight_grad_grouped_mma, cuda::grouped_mma_weight_grad_splits, true};
     default:
       return {cuda::conv2d_weight_grad_direct, cuda::direct_weight_grad_splits, false};
   }
