@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kPlaneThreads, 3) conv2d_grouped_mma_kernel(Pa
     const int row = int(p.by_row_pieces.divide(exists(m) ? share + m * p.shares : 0, eight)) * 2 + lane / 8 % 2;
     from[m] = halo + group * kOut * t.plane + row * c.g.sh * t.row + int(eight) * 8 + lane % 8;
   }
-  const auto multiply = [&](int step, auto whole) {
+  const auto multiply = [&](int step, auto full, auto whole) {
     const int offset = load_shared(offsets + step * 2 + lane / 16);
     uint32_t b[kOut][2];
 #pragma unroll
@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kPlaneThreads, 3) conv2d_grouped_mma_kernel(Pa
     }
 #pragma unroll
     for (int m = 0; m < kPieces; ++m) {
-      if (!exists(m)) break;
+      if (!decltype(full)::value && !exists(m)) break;
       uint32_t a[4];
       ldmatrix_x4(a, from[m] + offset);
       if constexpr (!decltype(whole)::value) a[2] = a[3] = 0;  // of no unit: an infinity would meet its weights of zero
@@ -97,8 +97,14 @@ __global__ void __launch_bounds__(kPlaneThreads, 3) conv2d_grouped_mma_kernel(Pa
       for (int o = 0; o < kOut; ++o) mma_m16n8k16<T>(sum[m][o], a, b[o]);
     }
   };
-  for (int step = 0; step < p.units / 2; ++step) multiply(step, std::true_type{});
-  if (p.units % 2 == 1) multiply(p.steps - 1, std::false_type{});
+  const auto multiply_all = [&](auto full) {
+    for (int step = 0; step < p.units / 2; ++step) multiply(step, full, std::true_type{});
+    if (p.units % 2 == 1) multiply(p.steps - 1, full, std::false_type{});
+  };
+  if (exists(kPieces - 1))  // no branch then keeps one piece's products from the next one's loads
+    multiply_all(std::true_type{});
+  else
+    multiply_all(std::false_type{});
 
   // Through shared memory, so that each thread stores 8 neighbouring channels of a pixel at once.
   sync_block();

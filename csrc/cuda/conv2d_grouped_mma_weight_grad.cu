@@ -1,6 +1,8 @@
 // The weight gradient of 16-bit NHWC tensors with 8 or 16 channels per group on tensor cores: taps and channels of x
 // times output channels, summed over pixels of halo tiles. Each warp of a group, in each split of the tiles, leaves its
 // sums to conv2d_weight_grad_finish.
+#include <type_traits>
+
 #include "cuda/conv2d.cuh"
 #include "cuda/conv2d_planes.cuh"
 
@@ -47,14 +49,16 @@ __global__ void __launch_bounds__(kPlaneThreads, 2) conv2d_grouped_mma_weight_gr
 
   // Of 16 pixels, two rows of eight, and two units, lanes point at rows of x: 0-7 and 16-23 at the first unit's.
   const int share = int(p.by_groups.divide(warp, group)), pieces = t.rows / 2 * p.row_pieces;
-  int offsets[kSteps<kGroup>], steps = 0;
-#pragma unroll
-  for (int s = 0; s < kSteps<kGroup>; ++s) {
-    const int unit = (int(step_tile) * kSteps<kGroup> + s) * 2;
-    if (unit < p.units) steps = s + 1;
-    const int mine = unit + lane / 8 % 2;
-    offsets[s] = unit_offset<kOut>(c.g, t, mine < p.units ? mine : 0, p.by_kw, p.by_sw);
+  int* const table = reinterpret_cast<int*>(halo);  // through which nvcc keeps them, not their computation in the loop
+  if (thread < kSteps<kGroup> * 2) {
+    const int unit = int(step_tile) * kSteps<kGroup> * 2 + thread;
+    store_shared(table + thread, unit_offset<kOut>(c.g, t, unit < p.units ? unit : 0, p.by_kw, p.by_sw));
   }
+  sync_block();
+  int offsets[kSteps<kGroup>];
+#pragma unroll
+  for (int s = 0; s < kSteps<kGroup>; ++s) offsets[s] = load_shared(table + s * 2 + lane / 8 % 2);
+  sync_block();
   float sum[kSteps<kGroup>][kOut][4] = {};
   for (int tile = first_tile; tile < last_tile; ++tile) {
     uint32_t column_tile, row_tile;
@@ -97,18 +101,23 @@ __global__ void __launch_bounds__(kPlaneThreads, 2) conv2d_grouped_mma_weight_gr
       }
       const Chunk* const inputs =
           halo + group * kOut * t.plane + (row + lane / 16) * c.g.sh * t.row + column + lane % 8;
+      const auto multiply = [&](auto whole) {
 #pragma unroll
-      for (int s = 0; s < kSteps<kGroup>; ++s) {
-        if (s >= steps) break;
-        uint32_t a[4];
-        ldmatrix_x4_trans(a, inputs + offsets[s]);
-        if (ragged) {  // an infinity would meet a gradient of zero
+        for (int s = 0; s < kSteps<kGroup>; ++s) {  // all: a weight of fewer leaves the memory time for them
+          uint32_t a[4];
+          ldmatrix_x4_trans(a, inputs + offsets[s]);
+          if constexpr (!decltype(whole)::value) {  // an infinity would meet a gradient of zero
 #pragma unroll
-          for (int r = 0; r < 4; ++r) a[r] &= keep[r / 2];
+            for (int r = 0; r < 4; ++r) a[r] &= keep[r / 2];
+          }
+#pragma unroll
+          for (int o = 0; o < kOut; ++o) mma_m16n8k16<T>(sum[s][o], a, b[o]);
         }
-#pragma unroll
-        for (int o = 0; o < kOut; ++o) mma_m16n8k16<T>(sum[s][o], a, b[o]);
-      }
+      };
+      if (ragged)
+        multiply(std::false_type{});
+      else
+        multiply(std::true_type{});
     }
   }
 
