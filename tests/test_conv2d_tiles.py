@@ -196,15 +196,18 @@ def test_weight_gradients_of_halo_tiles_without_bank_conflicts(case, dtype, simt
     ],
 )
 def test_infinities_stay_where_windows_see_them(case, dtype):
-    """Tiles reach beyond the gradient, where x may still be: nothing there is part of a sum."""
+    """Tiles reach beyond the gradient, where x may still be: nothing there is part of a sum. Nor is what a step of the
+    tensor cores reads beside the last of an odd number of taps."""
     x, weight, _, grad, geometry = tensors(case, dtype, torch.channels_last)
-    x[0, 0, 2, 0] = x[0, 0, 2, -1] = torch.inf
-    want_y, _, want_dw = linear(x, weight, geometry, grad)
-    got = conv.ops.conv(x, weight, None, None, *geometry, False, 1)
-    assert torch.equal(got.isinf(), want_y.isinf())
+    x[0, 0, 2, -1] = torch.inf
+    _, _, want = linear(x, weight, geometry, grad)
+    assert 0 < want.isfinite().sum() < want.numel()
     got = conv.ops.backward_weight(grad, x, weight.shape, *geometry, 1)
-    assert want_dw.isfinite().any()
-    assert torch.equal(got.isfinite(), want_dw.isfinite())
+    assert torch.equal(got.isfinite(), want.isfinite())
+    x[0, 0, 2, 0] = torch.inf
+    want, _, _ = linear(x, weight, geometry, grad)
+    got = conv.ops.conv(x, weight, None, None, *geometry, False, 1)
+    assert torch.equal(got.isinf(), want.isinf())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
