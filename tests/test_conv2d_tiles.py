@@ -1,6 +1,8 @@
 """Convolutions around the tiles of the CUDA kernels, against float64; with --simt, how these kernels treat memory, and
 that nothing depends on the order in which threads run or copies land."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -8,6 +10,8 @@ from fastcnn.ops import conv2d as conv
 from fastcnn.ops._face import TF32, with_tf32
 from tests.test_conv2d import tolerance
 
+ROOT = Path(__file__).resolve().parents[1]
+SHARED_LOAD, SHARED_STORE = 2, 3  # simt's kinds of accesses
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
 # (input, weight), (stride, padding, dilation, groups)
@@ -33,6 +37,19 @@ CASES = {
     "depthwise, windows beyond shared memory": ((1, 8, 99, 99), (8, 1, 7, 7), ((1, 1), (0, 0), (16, 16), 8)),
     "two channels a group": ((3, 16, 33, 3), (16, 2, 1, 3), ((1, 1), (0, 2), (1, 2), 8)),
     "four channels a group": ((2, 64, 7, 20), (64, 4, 3, 3), ((1, 1), (1, 1), (1, 1), 16)),
+    "depthwise, several tiles a block": ((9, 1056, 3, 3), (1056, 1, 3, 3), ((1, 1), (1, 1), (1, 1), 1056)),
+    "depthwise, seven taps a row": ((1, 16, 9, 21), (16, 1, 2, 7), ((1, 1), (1, 3), (1, 1), 16)),
+    "two channels a group, stride and dilation": ((2, 16, 13, 14), (16, 2, 3, 2), ((2, 2), (2, 1), (2, 2), 8)),
+    "eight channels a group": ((2, 72, 9, 13), (72, 8, 3, 3), ((1, 1), (1, 1), (1, 1), 9)),
+    "eight channels a group, stride": ((1, 64, 17, 19), (64, 8, 3, 3), ((2, 2), (1, 1), (1, 1), 8)),
+    "eight channels a group, many taps": ((1, 16, 10, 9), (16, 8, 5, 7), ((1, 1), (2, 3), (1, 1), 2)),
+    "sixteen channels a group": ((2, 80, 7, 18), (80, 16, 3, 3), ((1, 1), (1, 1), (1, 1), 5)),
+    "sixteen channels a group, stride and dilation": ((1, 32, 19, 20), (32, 16, 3, 2), ((3, 2), (2, 0), (2, 3), 2)),
+    "sixteen channels a group, several tiles a block": (
+        (9, 1072, 3, 3),
+        (1072, 16, 3, 3),
+        ((1, 1), (1, 1), (1, 1), 67),
+    ),
     "one pixel": ((9, 64, 1, 1), (8, 64, 1, 1), ((1, 1), (0, 0), (1, 1), 1)),
 }
 
@@ -238,6 +255,21 @@ def test_float32_without_bank_conflicts(case, layout, simt):
     assert counters.shared_store.units == counters.shared_store.ideal > 0
 
 
+@pytest.mark.parametrize(
+    "case", ["eight channels a group", "eight channels a group, stride", "sixteen channels a group"]
+)
+def test_halo_tiles_on_tensor_cores_without_bank_conflicts(case, simt):
+    """ldmatrix at stride 2, too; copies where no two columns' phases meet."""
+    simt.set("FASTCNN_SIMT_COUNT", "1")
+    simt.library.fastcnn_simt_reset_counters()
+    all_three(case, torch.bfloat16)
+    counters = simt.counters()
+    assert counters.mma > 0
+    assert counters.ldmatrix.units == counters.ldmatrix.ideal > 0
+    if "stride" not in case:
+        assert counters.shared_store.units == counters.shared_store.ideal > 0
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 @pytest.mark.parametrize("case", ["depthwise", "four channels a group"])
 def test_halo_tiles_without_bank_conflicts(case, dtype, simt):
@@ -264,8 +296,61 @@ def test_tf32_without_bank_conflicts(case, layout, simt):
     assert counters.shared_store.units == counters.shared_store.ideal > 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("case", ["depthwise", "depthwise, several tiles a block", "four channels a group"])
+def test_weight_gradients_of_halo_tiles_without_bank_conflicts(case, dtype, simt):
+    """In the loop over tiles; the sums at its end are read in whatever rows their number makes."""
+    x, weight, _, grad, geometry = tensors(case, dtype, torch.channels_last)
+    simt.set("FASTCNN_SIMT_COUNT", "1")
+    simt.library.fastcnn_simt_reset_counters()
+    conv.ops.backward_weight(grad, x, weight.shape, *geometry, 1)
+    source = ROOT / "csrc/cuda/conv2d_grouped_weight_grad.cu"
+    lines = source.read_text().splitlines()
+    traffic = [
+        site.traffic
+        for site in simt.sites()
+        if site.file.decode().endswith(source.name) and site.kind in (SHARED_LOAD, SHARED_STORE)
+        and "load_shared(sums" not in lines[site.line - 1]
+    ]  # fmt: skip
+    assert len(traffic) >= 4  # copies of x and of the gradient, and their loads
+    assert all(t.units == t.ideal > 0 for t in traffic)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    "case",
+    [
+        *("depthwise", "two channels a group", "four channels a group"),
+        *("eight channels a group", "sixteen channels a group"),
+    ],
+)
+def test_infinities_stay_where_windows_see_them(case, dtype):
+    """Tiles reach beyond the gradient, where x may still be: nothing there is part of a sum. Nor is what a step of the
+    tensor cores reads beside the last of an odd number of taps."""
+    x, weight, _, grad, geometry = tensors(case, dtype, torch.channels_last)
+    x[0, 0, 2, -1] = torch.inf
+    _, _, want = linear(x, weight, geometry, grad)
+    assert 0 < want.isfinite().sum() < want.numel()
+    got = conv.ops.backward_weight(grad, x, weight.shape, *geometry, 1)
+    assert torch.equal(got.isfinite(), want.isfinite())
+    x[0, 0, 2, 0] = torch.inf
+    want, _, _ = linear(x, weight, geometry, grad)
+    got = conv.ops.conv(x, weight, None, None, *geometry, False, 1)
+    assert torch.equal(got.isinf(), want.isinf())
+
+
 @pytest.mark.parametrize(("dtype", "accuracy"), [(torch.float32, 1), (torch.bfloat16, 1), (torch.float32, 1 + TF32)])
-@pytest.mark.parametrize("case", ["a chunk beyond a step", "two groups", "stride", "four channels a group"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "a chunk beyond a step",
+        "two groups",
+        "stride",
+        "four channels a group",
+        "eight channels a group",
+        "sixteen channels a group",
+    ],
+)
 def test_bits_do_not_depend_on_order(case, dtype, accuracy, simt):
     want = all_three(case, dtype, accuracy=accuracy)
     for name, value in (("ORDER", "reverse"), ("ORDER", "shuffle"), ("COPY", "eager")):

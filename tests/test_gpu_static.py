@@ -174,6 +174,13 @@ def test_float32_products_need_no_ldmatrix():
     assert check.problems(result_of(lost), {}) == [f"sm_80 {name}: the hottest loop has no HMMA"]
 
 
+def test_a_halo_tile_needs_its_matrix_loop_but_no_copies_in_it():
+    name, uncopied = "conv2d_grouped_mma_kernel<Half, 8>", SASS.replace("LDG.E.128", "LDG.E.64")
+    assert check.problems(result_of(conv_kernel(name, uncopied)), {}) == []
+    found = check.problems(result_of(conv_kernel(name, uncopied.replace("HMMA.16816.F32.BF16", "FFMA"))), {})
+    assert found == [f"sm_80 {name}: the hottest loop has no HMMA"]
+
+
 def test_a_reason_excuses_only_what_the_baseline_has(monkeypatch):
     monkeypatch.setattr(check, "KNOWN_STACK", (check.Excuse("AnyPower", "pow takes registers"),))
     name = "lrn_max_pool2d_kernel<double, int, AnyPower>"

@@ -28,8 +28,8 @@ KNOWN_DOUBLE = (
 PATHS = (
     (r"mma(_\w+)?_kernel", ("HMMA",)),
     (r"mma(_\w+)?_kernel(?!<float)", ("LDSM",)),  # of float32 it transposes nothing
-    # The weight gradient of first layers copies a tile before the loop over it.
-    (r"(?<!first_)mma(_\w+)?_kernel|first_mma_kernel", ("LDGSTS",)),
+    # Halo tiles, and a tile of first layers' weight gradient, are copied before the loop over them.
+    (r"(?<!first_)(?<!grouped_)mma(_\w+)?_kernel|first_mma_kernel", ("LDGSTS",)),
 )
 FFMA_SHARE = (r"ffma(_\w+)?_kernel", 0.75)
 KNOWN_SHARE = (

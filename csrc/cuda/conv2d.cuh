@@ -120,8 +120,15 @@ const char* conv2d_first_weight_grad(const Conv2dWeightGrad& p, void* stream);
 int64_t first_weight_grad_splits(const Conv2dWeightGrad& p);
 
 // float32, float16 and bfloat16, x, residual and y NHWC and aligned to 16 bytes; as many channels of y as of x, 1, 2 or
-// 4 a group; a tile for it exists (conv2d_grouped_tile.h); not adjoint.
+// 4 a group, or float32 and 8 or 16; a tile for it exists (conv2d_grouped_tile.h); not adjoint.
 const char* conv2d_grouped(const Conv2d& p, void* stream);
+const char* conv2d_weight_grad_grouped(const Conv2dWeightGrad& p, void* stream);
+int64_t grouped_weight_grad_splits(const Conv2dWeightGrad& p);
+
+// float16 and bfloat16, the same with 8 or 16 channels a group (conv2d_plane_tile.h); w in its packed layout.
+const char* conv2d_grouped_mma(const Conv2d& p, void* stream);
+const char* conv2d_weight_grad_grouped_mma(const Conv2dWeightGrad& p, void* stream);
+int64_t grouped_mma_weight_grad_splits(const Conv2dWeightGrad& p);
 
 // dw as the sum of its partial ones, in their order.
 const char* conv2d_weight_grad_finish(const Conv2dWeightGrad& p, void* stream);

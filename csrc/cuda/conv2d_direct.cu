@@ -2,6 +2,7 @@
 // and geometry, and is what serves where no faster kernel fits.
 #include "cuda/conv2d_epilogue.cuh"
 #include "cuda/divisor.h"
+#include "cuda/reduce.cuh"
 #include "cuda/tiles.h"
 
 namespace fastcnn::cuda {
@@ -169,21 +170,24 @@ __global__ void __launch_bounds__(kConvThreads, 3) conv2d_weight_grad_direct_ker
 struct FinishParams {
   const void* partial;
   void* dw;
-  int elements, splits, group_in, taps;
-  Divisor by_taps, by_group_in;
+  int elements, splits, group_in, taps, rows;  // rows: threads that share an element
+  Divisor by_taps, by_group_in, by_columns;
 };
 
 template <class T>
 __global__ void __launch_bounds__(kConvThreads) weight_grad_finish_kernel(FinishParams p) {
   using A = Acc<T>;
-  const int e = blockIdx.x * kConvThreads + threadIdx.x;  // [o][c][tap]
-  if (e >= p.elements) return;
-  uint32_t tap, channel;
+  FASTCNN_SHARED(A, memory);
+  const int columns = kConvThreads / p.rows;
+  uint32_t column, tap, channel;
+  const int row = int(p.by_columns.divide(threadIdx.x, column));
+  const int e = int(blockIdx.x) * columns + int(column);  // [o][c][tap]
   const int o = int(p.by_group_in.divide(p.by_taps.divide(e, tap), channel));
   const A* partial = static_cast<const A*>(p.partial) + (int64_t(o) * p.taps + tap) * p.group_in + channel;
-  A sum = 0;
-  for (int s = 0; s < p.splits; ++s) sum += load(partial + int64_t(s) * p.elements);
-  store(static_cast<T*>(p.dw) + e, from_acc<T>(sum));
+  A sum[1] = {0};
+  for (int s = row; s < p.splits && e < p.elements; s += p.rows) sum[0] += load(partial + int64_t(s) * p.elements);
+  sum_rows(memory, p.rows, columns, sum);
+  if (row == 0 && e < p.elements) store(static_cast<T*>(p.dw) + e, from_acc<T>(sum[0]));
 }
 
 bool too_large(const Map& m) { return m.n * m.h * m.w > kMost; }
@@ -279,9 +283,11 @@ const char* conv2d_weight_grad_direct(const Conv2dWeightGrad& c, void* stream) {
 const char* conv2d_weight_grad_finish(const Conv2dWeightGrad& c, void* stream) {
   const int64_t taps = int64_t{c.g.kh} * c.g.kw, elements = c.g.groups * c.g.group_out * c.g.group_in * taps;
   if (elements > kMost - kConvThreads) return "the weight is too large for one grid";
-  const FinishParams p{c.partial,         c.dw,      int(elements), int(c.splits),
-                       int(c.g.group_in), int(taps), Divisor(taps), Divisor(c.g.group_in)};
-  const Launch l{dim3(unsigned(blocks_of(elements, kConvThreads))), dim3(kConvThreads), 0, stream};
+  const int rows = weight_grad_rows(elements, c.splits), columns = kConvThreads / rows;
+  const FinishParams p{c.partial, c.dw, int(elements), int(c.splits),         int(c.g.group_in),
+                       int(taps), rows, Divisor(taps), Divisor(c.g.group_in), Divisor(columns)};
+  const Launch l{dim3(unsigned(blocks_of(elements, columns))), dim3(kConvThreads),
+                 size_t(kConvThreads * accumulator_size(c.dtype)), stream};
   const char* error = nullptr;
   switch_dtype(c.dtype, [&](auto element) { error = launch<weight_grad_finish_kernel<decltype(element)>>(l, p); });
   return error;

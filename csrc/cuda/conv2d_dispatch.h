@@ -3,12 +3,13 @@
 #pragma once
 #include "cuda/conv2d_first_tile.h"
 #include "cuda/conv2d_grouped_tile.h"
+#include "cuda/conv2d_plane_tile.h"
 #include "cuda/tiles.h"
 #include "ops/conv2d.h"
 
 namespace fastcnn::cuda {
 
-enum class ConvKernel { direct, grouped, ffma, mma, first_ffma, first_mma };
+enum class ConvKernel { direct, grouped, grouped_mma, ffma, mma, first_ffma, first_mma };
 
 // Among the matrix products and the kernel that takes everything. tf32: float32 may be rounded to it.
 inline ConvKernel choose_gemm(const ConvGeometry& g, Dtype dtype, bool tf32) {
@@ -22,12 +23,20 @@ inline ConvKernel choose_gemm(const ConvGeometry& g, Dtype dtype, bool tf32) {
   return g.group_in >= 3 && g.group_out >= 16 ? ConvKernel::ffma : ConvKernel::direct;
 }
 
+// What halo tiles take. Of 8 or 16 channels per group in either layout, since copies to NHWC cost less than what other
+// kernels waste on such groups; so do weight gradients.
+inline bool in_planes(const ConvGeometry& g, Dtype dtype) {
+  return size_of(dtype) == 2 && g.groups > 1 && g.group_in == g.group_out && (g.group_in == 8 || g.group_in == 16);
+}
+inline bool in_chunks(const ConvGeometry& g, Dtype dtype) {
+  return few_channels(g, dtype) && g.groups * g.group_in * size_of(dtype) % 16 == 0;
+}
+
 // g: channels per group of the sum's input and output, its taps. h, w: of the output. channels_last: x and y both are.
 inline ConvKernel choose_kernel(const ConvGeometry& g, Dtype dtype, int64_t h, int64_t w, bool channels_last,
                                 bool tf32) {
-  const bool few = g.group_in == g.group_out && (g.group_in == 1 || g.group_in == 2 || g.group_in == 4);
-  const bool chunks = g.groups * g.group_in * size_of(dtype) % 16 == 0;
-  if (few && chunks && channels_last && dtype != Dtype::f64 && grouped_tile(g, h, w, dtype).rows > 0)
+  if (in_planes(g, dtype) && plane_tile(g, h, w).rows > 0) return ConvKernel::grouped_mma;
+  if (in_chunks(g, dtype) && (channels_last || g.group_in > 4) && grouped_tile(g, h, w, dtype).rows > 0)
     return ConvKernel::grouped;
   return choose_gemm(g, dtype, tf32);
 }
@@ -97,12 +106,15 @@ inline ConvKernel choose_forward(const ConvGeometry& g, Dtype dtype, int64_t h, 
   return choose_kernel(g, dtype, h, w, channels_last, tf32);
 }
 
-// Products over pixels have weights, taps and channels alike, for columns.
-inline ConvKernel choose_weight_grad(const ConvGeometry& g, Dtype dtype, bool tf32) {
+// Of the weight gradient, in either layout; h, w: of grad. Products over pixels have weights, taps and channels alike,
+// for columns.
+inline ConvKernel choose_weight_grad(const ConvGeometry& g, Dtype dtype, int64_t h, int64_t w, bool tf32) {
   const bool few = has_few_inputs(g) && g.group_out >= 16;
   if (few && size_of(dtype) == 2 && g.group_out % 8 == 0 && first_weight_grad_bytes(g, dtype) <= kMostSharedBytes)
     return ConvKernel::first_mma;
   if (few && dtype == Dtype::f32 && g.kh * g.kw * g.group_in >= 16) return ConvKernel::ffma;
+  if (in_planes(g, dtype) && plane_grad_tile(g, h, w).rows > 0) return ConvKernel::grouped_mma;
+  if (in_chunks(g, dtype) && grouped_grad_tile(g, h, w, dtype).rows > 0) return ConvKernel::grouped;
   return choose_gemm(g, dtype, tf32);
 }
 

@@ -1,5 +1,5 @@
-// Depthwise and other convolutions of few channels per group, NHWC: a block copies the part of x that its outputs'
-// windows cover (the halo tile) to shared memory once, and every tap reads it there.
+// Depthwise and other convolutions of few channels per group, NHWC, without tensor cores: a block copies the part of x
+// that its outputs' windows cover (the halo tile) to shared memory once, and every tap reads it there.
 #include "cuda/conv2d_epilogue.cuh"
 #include "cuda/conv2d_grouped_tile.h"
 #include "cuda/divisor.h"
@@ -14,10 +14,13 @@ struct Params {
   Divisor by_chunks, by_columns, by_width, by_column_tiles, by_row_tiles, by_chunk_tiles, by_kw;
 };
 
-// A thread computes kRows neighbouring rows of one column, kVector channels, each from the kGroup of its group.
+// A thread computes kRows neighbouring rows of one column, kVector channels, each from the kGroup of its group, kWidth
+// at a time.
 template <class T, int kGroup>
 __global__ void __launch_bounds__(kGroupedThreads, 2) conv2d_grouped_kernel(Params p) {
   constexpr int kVector = 16 / sizeof(T), kRows = kGroupedRows;
+  constexpr int kParts = kGroup > 4 ? kGroup / 4 : 1, kWidth = kGroup / kParts;
+  static_assert(kParts == 1 || kVector == 4);
   using Chunk = Vec<T, kVector>;
   FASTCNN_SHARED(Chunk, halo);
   const Conv2d& c = p.conv;
@@ -59,26 +62,30 @@ __global__ void __launch_bounds__(kGroupedThreads, 2) conv2d_grouped_kernel(Para
   if (row >= t.rows || column0 + int(column) >= c.ym.w || chunk0 + int(chunk) >= p.chunks) return;
   float sum[kRows][kVector] = {};
   for (int i = 0; i < c.g.kh; ++i)
-    for (int j = 0; j < c.g.kw; ++j) {
-      float w[kVector * kGroup];
+    for (int j = 0; j < c.g.kw; ++j)
 #pragma unroll
-      for (int q = 0; q < kGroup * kVector / 4; ++q) {
-        const auto four = load_shared(reinterpret_cast<const Vec<float, 4>*>(
-            weights + (((i * c.g.kw + j) * (kGroup * kVector / 4) + q) * t.chunks + int(chunk)) * 4));
+      for (int part = 0; part < kParts; ++part) {
+        float w[kVector * kWidth];
 #pragma unroll
-        for (int v = 0; v < 4; ++v) w[q * 4 + v] = four.v[v];
+        for (int q = 0; q < kWidth * kVector / 4; ++q) {
+          const int fours = (i * c.g.kw + j) * (kGroup * kVector / 4) + q * kParts + part;
+          const auto four =
+              load_shared(reinterpret_cast<const Vec<float, 4>*>(weights + (fours * t.chunks + int(chunk)) * 4));
+#pragma unroll
+          for (int v = 0; v < 4; ++v) w[q * 4 + v] = four.v[v];
+        }
+        const int from = int(chunk) / kParts * kParts + part;
+#pragma unroll
+        for (int r = 0; r < kRows; ++r) {
+          const int at = ((row + r) * c.g.sh + i * c.g.dh) * t.width + int(column) * c.g.sw + j * c.g.dw;
+          const Chunk in = load_shared(halo + at * t.chunks + from);
+#pragma unroll
+          for (int v = 0; v < kVector; ++v)
+#pragma unroll
+            for (int k = 0; k < kWidth; ++k)
+              sum[r][v] = fmaf(w[v * kWidth + k], to_float(in.v[v / kWidth * kWidth + k]), sum[r][v]);
+        }
       }
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        const int at = ((row + r) * c.g.sh + i * c.g.dh) * t.width + int(column) * c.g.sw + j * c.g.dw;
-        const Chunk in = load_shared(halo + at * t.chunks + chunk);
-#pragma unroll
-        for (int v = 0; v < kVector; ++v)
-#pragma unroll
-          for (int k = 0; k < kGroup; ++k)
-            sum[r][v] = fmaf(w[v * kGroup + k], to_float(in.v[v / kGroup * kGroup + k]), sum[r][v]);
-      }
-    }
 
   const int ow = column0 + int(column), channel = (chunk0 + int(chunk)) * kVector;
   float bias[kVector];
@@ -104,6 +111,10 @@ __global__ void __launch_bounds__(kGroupedThreads, 2) conv2d_grouped_kernel(Para
 
 template <class T>
 const char* run(const Params& p, const Launch& l) {
+  if constexpr (sizeof(T) == 4) {
+    if (p.conv.g.group_in == 8) return launch<conv2d_grouped_kernel<T, 8>>(l, p);
+    if (p.conv.g.group_in == 16) return launch<conv2d_grouped_kernel<T, 16>>(l, p);
+  }
   switch (p.conv.g.group_in) {
     case 1:
       return launch<conv2d_grouped_kernel<T, 1>>(l, p);

@@ -80,16 +80,27 @@ Tensor nhwc_output(const Tensor& y) {
 // Whether a kernel takes x, residual and y in NHWC alone; float32 comes to tensor cores in its own layout.
 bool reads_nhwc(cuda::ConvKernel kernel, const Tensor& x) {
   const bool any = size_of(x.scalar_type()) > 2 && !is_channels_last(x);
-  return kernel == cuda::ConvKernel::grouped || (kernel == cuda::ConvKernel::mma && !any);
+  return kernel == cuda::ConvKernel::grouped || kernel == cuda::ConvKernel::grouped_mma ||
+         (kernel == cuda::ConvKernel::mma && !any);
 }
 
 auto start(cuda::ConvKernel kernel) {
-  return kernel == cuda::ConvKernel::first_ffma  ? cuda::conv2d_first_ffma
-         : kernel == cuda::ConvKernel::first_mma ? cuda::conv2d_first_mma
-         : kernel == cuda::ConvKernel::mma       ? cuda::conv2d_mma
-         : kernel == cuda::ConvKernel::ffma      ? cuda::conv2d_ffma
-         : kernel == cuda::ConvKernel::grouped   ? cuda::conv2d_grouped
-                                                 : cuda::conv2d_direct;
+  switch (kernel) {
+    case cuda::ConvKernel::mma:
+      return cuda::conv2d_mma;
+    case cuda::ConvKernel::ffma:
+      return cuda::conv2d_ffma;
+    case cuda::ConvKernel::grouped:
+      return cuda::conv2d_grouped;
+    case cuda::ConvKernel::grouped_mma:
+      return cuda::conv2d_grouped_mma;
+    case cuda::ConvKernel::first_ffma:
+      return cuda::conv2d_first_ffma;
+    case cuda::ConvKernel::first_mma:
+      return cuda::conv2d_first_mma;
+    default:
+      return cuda::conv2d_direct;
+  }
 }
 
 // Starts the kernel, on x's device, with the memory that it needs.
@@ -262,6 +273,29 @@ Tensor conv_transpose2d(const Tensor& x, const Tensor& weight, const OptionalTen
   return transposed(kConvTranspose2d, g, weight, bias, y, conv_geometry(kConvTranspose2d, y, weight, a), false);
 }
 
+struct WeightGrad {
+  decltype(&cuda::conv2d_weight_grad_mma) start;
+  decltype(&cuda::mma_weight_grad_splits) splits;
+  bool nhwc_x, nhwc_grad;  // how they are read
+};
+
+WeightGrad weight_grad(cuda::ConvKernel kernel) {
+  switch (kernel) {
+    case cuda::ConvKernel::mma:
+      return {cuda::conv2d_weight_grad_mma, cuda::mma_weight_grad_splits, true, true};
+    case cuda::ConvKernel::ffma:
+      return {cuda::conv2d_weight_grad_ffma, cuda::ffma_weight_grad_splits, false, false};
+    case cuda::ConvKernel::grouped:
+      return {cuda::conv2d_weight_grad_grouped, cuda::grouped_weight_grad_splits, true, true};
+    case cuda::ConvKernel::grouped_mma:
+      return {cuda::conv2d_weight_grad_grouped_mma, cuda::grouped_mma_weight_grad_splits, true, true};
+    case cuda::ConvKernel::first_mma:
+      return {cuda::conv2d_first_weight_grad, cuda::first_weight_grad_splits, false, true};
+    default:
+      return {cuda::conv2d_weight_grad_direct, cuda::direct_weight_grad_splits, false, false};
+  }
+}
+
 Tensor conv2d_backward_weight(const Tensor& grad, const Tensor& input, const Ints& size, const Ints& stride,
                               const Ints& padding, const Ints& dilation, int64_t groups, int64_t accuracy) {
   constexpr const char* kOp = "conv2d_backward_weight";
@@ -276,25 +310,17 @@ Tensor conv2d_backward_weight(const Tensor& grad, const Tensor& input, const Int
   check_grad(kOp, grad, conv_output(kOp, input, dw, p.g));
   if (!dw.numel()) return dw;
   if (!grad.numel()) return torch::stable::fill_(dw, 0.0);
-  const cuda::ConvKernel kernel = cuda::choose_weight_grad(p.g, p.dtype, tf32);
-  const bool mma = kernel == cuda::ConvKernel::mma, ffma = kernel == cuda::ConvKernel::ffma;
-  const bool first = kernel == cuda::ConvKernel::first_mma;
-  const Tensor x = mma ? as_nhwc(input) : dense(input), g = mma || first ? as_nhwc(grad) : dense(grad);
-  p.x = x.const_data_ptr(), p.xm = mma ? nhwc_map(x) : map_of(x);
-  p.grad = g.const_data_ptr(), p.gm = mma || first ? nhwc_map(g) : map_of(g);
+  const WeightGrad kernel = weight_grad(cuda::choose_weight_grad(p.g, p.dtype, grad.size(2), grad.size(3), tf32));
+  const Tensor x = kernel.nhwc_x ? as_nhwc(input) : dense(input), g = kernel.nhwc_grad ? as_nhwc(grad) : dense(grad);
+  p.x = x.const_data_ptr(), p.xm = kernel.nhwc_x ? nhwc_map(x) : map_of(x);
+  p.grad = g.const_data_ptr(), p.gm = kernel.nhwc_grad ? nhwc_map(g) : map_of(g);
   p.dw = dw.mutable_data_ptr();
-  p.splits = mma     ? cuda::mma_weight_grad_splits(p)
-             : ffma  ? cuda::ffma_weight_grad_splits(p)
-             : first ? cuda::first_weight_grad_splits(p)
-                     : cuda::direct_weight_grad_splits(p);
+  p.splits = kernel.splits(p);
   check_numel(kOp, {p.splits, dw.numel()});
   const Tensor partial = empty({p.splits, dw.numel()}, dw, MemoryFormat::Contiguous, accumulator_type(p.dtype));
   p.partial = partial.mutable_data_ptr();
   launched(kOp, g, [&](void* stream) {
-    const char* error = (mma     ? cuda::conv2d_weight_grad_mma
-                         : ffma  ? cuda::conv2d_weight_grad_ffma
-                         : first ? cuda::conv2d_first_weight_grad
-                                 : cuda::conv2d_weight_grad_direct)(p, stream);
+    const char* error = kernel.start(p, stream);
     return error ? error : cuda::conv2d_weight_grad_finish(p, stream);
   });
   return dw;

@@ -47,6 +47,11 @@ constexpr int kConvThreads = 128, kDirectPixels = 4;
 
 // Convolution by halo tile. Four rows of outputs a thread read a weight once for four products.
 constexpr int kGroupedThreads = 256, kGroupedRows = 4;
+// Its weight gradient: of three taps and four neighbouring pixels, a thread reads six positions of x where others read
+// twelve. kGradPart: neighbouring channels of the gradient.
+constexpr int kGradTaps = 3, kGradPixels = 4, kGradPart = 4;
+// On tensor cores: a warp for each group of 8 channels of a line of all banks.
+constexpr int kPlaneThreads = 256;
 
 // First layers, of at most kFirstInputs input channels. Float32: a warp's pixels, and weights of each output that a
 // stage holds. 16 bits: a warp's pixels, the fewest warps of a block, and pairs of weights. A third stage would cost
@@ -111,6 +116,22 @@ inline int64_t weight_grad_splits(int64_t pixels, int64_t blocks) {
   const int64_t wanted = (4 * 132 + blocks - 1) / blocks, most = (pixels + 255) / 256;
   const int64_t splits = wanted < most ? wanted : most, chunk = (pixels + splits - 1) / splits;
   return (pixels + chunk - 1) / chunk;
+}
+
+// Threads that add up an element of the weight's partial gradients: of few elements several, at least eight sums each.
+// One thread's chain of loads would take longer than the rest: depthwise convolutions have 9 elements a channel.
+inline int weight_grad_rows(int64_t elements, int64_t splits) {
+  int rows = 1;
+  while (rows < 32 && 16 * rows <= splits && elements * rows < 132 * 1024) rows *= 2;
+  return rows;
+}
+
+// Ranges of halo tiles, where a block takes one of `deep` ranges of channels: four blocks a processor, of at least four
+// tiles, since each ends with sums to store; but as many as there are until every processor has one.
+inline int64_t grouped_grad_splits(int64_t tiles, int64_t deep) {
+  const auto least = [](int64_t a, int64_t b) { return a < b ? a : b; };
+  const int64_t filling = least(ceil_div(4 * 132, deep), ceil_div(tiles, 4)), one_each = ceil_div(132, deep);
+  return ceil_div(tiles, ceil_div(tiles, least(tiles, filling > one_each ? filling : one_each)));
 }
 
 inline bool aligned(const void* p, int bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
