@@ -16,6 +16,9 @@ from tests.simt import library
 
 ROOT = Path(__file__).parents[2]
 WORKSPACE = 1 << 24  # bytes for memory that an op allocates between its launches: its real size is not known here
+KERNEL = re.compile(r"__global__\s+void\s+(?:__launch_bounds__\((?:[^()]|\([^()]*\))*\)\s*)?(\w+)\s*\(")
+
+replayed: set[str] = set()  # the kernels of which this session has run one instantiation to its end
 
 
 class RecordedLaunch(ctypes.Structure):
@@ -76,18 +79,46 @@ def record(call: Callable[[], object]) -> tuple[object, list[Launch]]:
 
 
 @cache
-def module(stem: str) -> tuple[Module, dict[str, str]]:
-    """csrc/cuda/<stem>.cu compiled, and the mangled names of its kernels."""
-    compiled = Module(compile_cuda(ROOT / "csrc/cuda" / f"{stem}.cu", include=[ROOT / "csrc"]))
+def kernels() -> dict[str, list[str]]:
+    """The .cu files of csrc/cuda that hold each kernel, or include the header that does."""
+    found: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "csrc/cuda").glob("*.cu")):
+        text = path.read_text()
+        included = re.findall(r'#include "(cuda/\w+\.cuh)"', text)
+        for part in (text, *((ROOT / "csrc" / name).read_text() for name in included)):
+            assert part.count("__global__") == len(KERNEL.findall(part)), f"{path.name}: a kernel that KERNEL misses"
+            for name in KERNEL.findall(part):
+                found.setdefault(name, []).append(path.stem)
+    return found
+
+
+def compiled_kernel(name: str) -> tuple[Module, str]:
+    """The module that has this instantiation, and its mangled name there."""
+    for stem in kernels()[name.partition("<")[0]]:
+        compiled, names = module(stem)
+        if name in names:
+            return compiled, names[name]
+    raise KeyError(f"nvcc compiled no {name}")
+
+
+def mapped() -> list[tuple[int, int]]:
+    """The address ranges of this process."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return [(int(first, 16), int(end, 16)) for first, end in (line.split()[0].split("-") for line in lines)]
+
+
+@cache
+def module(stem: str, sources: Path = ROOT / "csrc") -> tuple[Module, dict[str, str]]:
+    """<sources>/cuda/<stem>.cu compiled, and the mangled names of its kernels."""
+    compiled = Module(compile_cuda(sources / "cuda" / f"{stem}.cu", include=[sources]))
     mangled = [name for name, function in compiled.program.functions.items() if function.kernel]
     filtered = subprocess.run(["c++filt", *mangled], capture_output=True, text=True, check=True).stdout
     return compiled, {name_of(line): name for line, name in zip(filtered.splitlines(), mangled, strict=True)}
 
 
-def replay(launches: list[Launch], stem: str, inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> list:
+def replay(launches: list[Launch], inputs: list[torch.Tensor], outputs: list[torch.Tensor], find=compiled_kernel):
     """The outputs that the compiled kernels write, which start as 0xff everywhere. Tensors are dense."""
-    compiled, names = module(stem)
-    memory = Memory()
+    memory, mappings = Memory(), mapped()
     ranges = []  # of host addresses: first, end, address in memory
     for tensor, is_output in [*((t, False) for t in inputs), *((t, True) for t in outputs)]:
         storage = torch.as_strided(tensor, (tensor.numel(),), (1,)).view(torch.uint8)
@@ -98,8 +129,8 @@ def replay(launches: list[Launch], stem: str, inputs: list[torch.Tensor], output
         for first, end, address in ranges:
             if first <= word < end:
                 return address + word - first
-        if not 1 << 44 <= word < 1 << 47:
-            return word  # no pointer: smaller, as flags behind an int are, or the bits of a float64
+        if not any(first <= word < end for first, end in mappings):
+            return word  # no pointer
         first = word & ~0xFF
         ranges.append((first, first + WORKSPACE, memory.add(torch.full((WORKSPACE,), 0xFF, dtype=torch.uint8).numpy())))
         return ranges[-1][2] + word - first
@@ -110,7 +141,9 @@ def replay(launches: list[Launch], stem: str, inputs: list[torch.Tensor], output
             whole = len(data) // 8 * 8
             words = [moved(word) for word in struct.unpack(f"<{whole // 8}Q", data[:whole])]
             arguments.append(struct.pack(f"<{len(words)}Q", *words) + data[whole:])
-        compiled.launch(names[launch.kernel], launch.grid, launch.block, arguments, memory, launch.shared)
+        compiled, name = find(launch.kernel)
+        compiled.launch(name, launch.grid, launch.block, arguments, memory, launch.shared)
+        replayed.add(launch.kernel.partition("<")[0])
     results = []
     for (_, _, address), tensor in zip(ranges[len(inputs) : len(inputs) + len(outputs)], outputs, strict=True):
         flat = torch.from_numpy(memory.read(address)).view(tensor.dtype)
