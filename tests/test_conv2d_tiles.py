@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from fastcnn.ops import conv2d as conv
+from fastcnn.ops._face import TF32, with_tf32
 from tests.test_conv2d import tolerance
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
@@ -17,6 +18,8 @@ CASES = {
     "a chunk beyond 128 channels": ((3, 136, 5, 5), (136, 136, 1, 1), ((1, 1), (0, 0), (1, 1), 1)),
     "128 pixels x 64 channels": ((1, 16, 131, 131), (40, 16, 1, 2), ((1, 1), (0, 1), (1, 1), 1)),
     "128 pixels x 128 channels": ((1, 8, 131, 131), (136, 8, 2, 1), ((1, 1), (1, 0), (1, 1), 1)),
+    "128 pixels x 192 channels": ((1, 16, 131, 131), (192, 16, 1, 1), ((1, 1), (0, 0), (1, 1), 1)),
+    "few pixels, many channels": ((1, 512, 4, 4), (72, 512, 3, 3), ((1, 1), (1, 1), (1, 1), 1)),
     "stride": ((2, 16, 15, 14), (16, 16, 3, 3), ((2, 2), (1, 1), (1, 1), 1)),
     "stride beyond the kernel": ((2, 16, 9, 11), (16, 16, 2, 1), ((3, 4), (0, 2), (1, 1), 1)),
     "dilation": ((2, 24, 9, 9), (16, 24, 3, 2), ((1, 1), (3, 1), (3, 2), 1)),
@@ -90,13 +93,125 @@ def simt(request):
     machine.reset()
 
 
-def all_three(case, dtype, layout=torch.channels_last):
+def all_three(case, dtype, layout=torch.channels_last, accuracy=1):
     x, weight, bias, grad, geometry = tensors(case, dtype, layout)
     return (
-        conv.ops.conv(x, weight, bias, grad, *geometry, True, 1),
-        conv.ops.backward_input(grad, weight, x.shape, *geometry, 1),
-        conv.ops.backward_weight(grad, x, weight.shape, *geometry, 1),
+        conv.ops.conv(x, weight, bias, grad, *geometry, True, accuracy),
+        conv.ops.backward_input(grad, weight, x.shape, *geometry, accuracy),
+        conv.ops.backward_weight(grad, x, weight.shape, *geometry, accuracy),
     )
+
+
+def to_tf32(x):
+    """To nearest of the numbers with 10 bits of mantissa, ties away from zero."""
+    return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+TF32_CASES = [
+    "a chunk beyond a step", "a chunk beyond 64 channels", "a chunk beyond 128 channels", "128 pixels x 64 channels",
+    "128 pixels x 192 channels", "few pixels, many channels", "stride", "stride beyond the kernel", "dilation",
+    "padding beyond the kernel", "two groups",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", TF32_CASES)
+def test_tf32_is_the_sum_of_rounded_products(case, layout, simt):
+    """So that of an exact sum of the rounded operands the tolerance is float32's."""
+    x, weight, bias, grad, geometry = tensors(case, torch.float32, layout)
+    rx, rw, rg = map(to_tf32, (x, weight, grad))
+    want = (
+        (linear(rx, rw, geometry, grad)[0] + bias.double().view(-1, 1, 1) + grad).relu(),
+        *linear(rx, rw, geometry, rg)[1:],
+    )
+    sizes = linear(rx.abs(), rw.abs(), geometry, rg.abs())
+    terms = weight[0].numel(), weight[:, 0].numel(), grad[:, 0].numel()
+    simt.set("FASTCNN_SIMT_COUNT", "1")
+    calls = (
+        lambda: conv.ops.conv(x, weight, bias, grad, *geometry, True, 1 + TF32),
+        lambda: conv.ops.backward_input(grad, weight, x.shape, *geometry, 1 + TF32),
+        lambda: conv.ops.backward_weight(grad, x, weight.shape, *geometry, 1 + TF32),
+    )
+    for call, y, count, size in zip(calls, want, terms, sizes, strict=True):
+        simt.library.fastcnn_simt_reset_counters()
+        got = call()
+        assert simt.counters().mma > 0
+        scale = size + bias.abs().double().view(-1, 1, 1) + grad.abs() if call is calls[0] else size
+        assert ((got - y).abs() <= tolerance(torch.float32, count, scale)).all()
+    assert conv.ops.conv(x, weight, bias, grad, *geometry, True, 1 + TF32).is_contiguous(memory_format=layout)
+
+
+def test_tf32_keeps_nan(simt):
+    x, weight, _, _, geometry = tensors("two groups", torch.float32, torch.channels_last)
+    x[1, 3, 2, 5] = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)  # rounding carries into the sign
+    y = conv.ops.conv(x, weight, None, None, *geometry, False, 1 + TF32)
+    assert torch.equal(y.isnan(), conv.ops.conv(x, weight, None, None, *geometry, False, 1).isnan())
+    assert y.isnan().any()
+
+
+def test_without_leave_float32_is_exact(simt):
+    simt.set("FASTCNN_SIMT_COUNT", "1")
+    simt.library.fastcnn_simt_reset_counters()
+    all_three("two groups", torch.float32)
+    assert simt.counters().mma == 0
+    with pytest.raises(RuntimeError, match=r"expected accuracy 0 \(strict\), 1 \(default\) or 2 \(fast\), but got 3"):
+        all_three("two groups", torch.float32, accuracy=3 + TF32)
+
+
+def test_torch_is_asked_for_leave_at_each_call():
+    class Cuda:
+        is_cpu, dtype = False, torch.float32
+
+    before = torch.backends.cudnn.conv.fp32_precision
+    try:
+        for allowed in (True, False):
+            torch.backends.cudnn.allow_tf32 = allowed
+            assert [with_tf32(level, Cuda) for level in range(3)] == [0, 1 + 4 * allowed, 2 + 4 * allowed]
+        torch.backends.cudnn.conv.fp32_precision = "tf32"
+        assert with_tf32(1, Cuda) == 1 + TF32
+        assert with_tf32(1, torch.empty(1)) == 1
+        compiled = torch.compile(lambda x: x + with_tf32(1, Cuda), backend="eager", fullgraph=True)
+        assert compiled(torch.zeros(1)) == 1 + TF32
+        torch.backends.cudnn.conv.fp32_precision = "ieee"
+        assert with_tf32(1, Cuda) == 1
+    finally:
+        torch.backends.cudnn.conv.fp32_precision = before
+
+
+def product(processors, simt, dtype, accuracy=1):
+    """A convolution of three tiles of 64x64 on as many processors, and its launches."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(1, 512, 12, 12).to(dtype), torch.randn(64, 512, 3, 3).to(dtype)
+    x = x.contiguous(memory_format=torch.channels_last)
+    bias, residual = torch.randn(64).to(dtype), torch.randn(1, 64, 12, 12).to(dtype)
+    simt.set("FASTCNN_SIMT_PROCESSORS", str(processors))
+    simt.set("FASTCNN_SIMT_CHECK_BLOCKS", "1")
+    simt.set("FASTCNN_SIMT_COUNT", "1")
+    simt.library.fastcnn_simt_reset_counters()
+    y = conv.ops.conv(x, weight, bias, residual, (1, 1), (1, 1), (1, 1), 1, True, accuracy)
+    return y, simt.counters().launches, (x, weight, bias, residual)
+
+
+@pytest.mark.parametrize(("dtype", "accuracy"), [(torch.float16, 1), (torch.float32, 1 + TF32)])
+def test_the_last_tiles_in_pieces(dtype, accuracy, simt):
+    """The weight's packing and one launch; on two processors, one more for the third tile's pieces."""
+    whole, launches, (x, weight, bias, residual) = product(1, simt, dtype, accuracy)
+    assert launches == 2
+    want = torch.nn.functional.conv2d(x.double(), weight.double(), bias.double(), padding=1)
+    size = torch.nn.functional.conv2d(x.abs().double(), weight.abs().double(), bias.abs().double(), padding=1)
+    tf32 = 2**-10 * 1.001 * size if accuracy > TF32 else 0  # each operand is off by half of its last place, 2^-10
+    allowed = tolerance(dtype, weight[0].numel(), size + residual.abs()) + tf32
+    assert ((whole - (want + residual).relu()).abs() <= allowed).all()
+    for processors in (2, 132):
+        pieces, launches, _ = product(processors, simt, dtype, accuracy)
+        assert launches == 3
+        assert ((pieces - (want + residual).relu()).abs() <= allowed).all()
+        for order in ("reverse", "shuffle"):
+            simt.set("FASTCNN_SIMT_ORDER", order)
+            assert torch.equal(product(processors, simt, dtype, accuracy)[0], pieces)
+        simt.set("FASTCNN_SIMT_ORDER", "forward")
+    unsplit = whole[:, :, :10]  # two of the three tiles: 128 pixels of 12 a row
+    assert torch.equal(product(2, simt, dtype, accuracy)[0][:, :, :10], unsplit)
 
 
 @pytest.mark.parametrize("case", ["128 pixels x 64 channels", "128 pixels x 128 channels", "two groups"])
@@ -135,13 +250,27 @@ def test_halo_tiles_without_bank_conflicts(case, dtype, simt):
     assert counters.shared_store.units == counters.shared_store.ideal > 0
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", ["128 pixels x 64 channels", "128 pixels x 192 channels", "two groups"])
+def test_tf32_without_bank_conflicts(case, layout, simt):
+    simt.set("FASTCNN_SIMT_COUNT", "1")
+    simt.library.fastcnn_simt_reset_counters()
+    all_three(case, torch.float32, layout, 1 + TF32)
+    counters = simt.counters()
+    assert counters.mma > 0
+    assert counters.ldmatrix.units == counters.ldmatrix.ideal
+    assert (counters.ldmatrix.units > 0) == (layout is torch.channels_last)  # of NCHW, 32 bits are read one by one
+    assert counters.shared_load.units == counters.shared_load.ideal > 0
+    assert counters.shared_store.units == counters.shared_store.ideal > 0
+
+
+@pytest.mark.parametrize(("dtype", "accuracy"), [(torch.float32, 1), (torch.bfloat16, 1), (torch.float32, 1 + TF32)])
 @pytest.mark.parametrize("case", ["a chunk beyond a step", "two groups", "stride", "four channels a group"])
-def test_bits_do_not_depend_on_order(case, dtype, simt):
-    want = all_three(case, dtype)
+def test_bits_do_not_depend_on_order(case, dtype, accuracy, simt):
+    want = all_three(case, dtype, accuracy=accuracy)
     for name, value in (("ORDER", "reverse"), ("ORDER", "shuffle"), ("COPY", "eager")):
         simt.set(f"FASTCNN_SIMT_{name}", value)
-        assert all(map(torch.equal, all_three(case, dtype), want))
+        assert all(map(torch.equal, all_three(case, dtype, accuracy=accuracy), want))
 
 
 @pytest.mark.parametrize(("channels", "dtype"), [(8, torch.float16), (12, torch.float16), (8, torch.float32)])

@@ -166,6 +166,14 @@ def test_a_fault_is_refused_by_name(kernel, says):
     assert any(line.startswith(NAME + says) for line in found), found
 
 
+def test_float32_products_need_no_ldmatrix():
+    """Its loads transpose 16-bit elements alone."""
+    name, text = "conv2d_mma_kernel<float, 128, 128, true>", SASS.replace("@!PT LDS RZ, [RZ] ;", "    LDS R4, [R5] ;")
+    assert check.problems(result_of(conv_kernel(name, text)), {}) == []
+    lost = conv_kernel(name, text.replace("HMMA.16816.F32.BF16", "FFMA"))
+    assert check.problems(result_of(lost), {}) == [f"sm_80 {name}: the hottest loop has no HMMA"]
+
+
 def test_a_reason_excuses_only_what_the_baseline_has(monkeypatch):
     monkeypatch.setattr(check, "KNOWN_STACK", (check.Excuse("AnyPower", "pow takes registers"),))
     name = "lrn_max_pool2d_kernel<double, int, AnyPower>"
@@ -206,10 +214,49 @@ def test_launches_of_a_layer_of_full_size():
     call, tensors = layers.prepare(layer, layers.BATCH, small=False, filled=False)
     assert sum(t.numel() * t.element_size() for t in tensors) == 128 * 96 * (55 * 55 * 4 + 27 * 27 * (4 + 1))
     (launch,) = layers.launches(call)
-    assert launch == layers.Launch("max_pool2d_kernel<float, unsigned char, 4, 3>", 128 * 3 * 3, 256, 0)
+    assert launch == layers.Launch("max_pool2d_kernel<float, unsigned char, 4, 3>", (128 * 3 * 3, 1, 1), 256, 0)
     traffic = layers.count(layer, launch.kernel)
     assert (traffic.sectors, traffic.bytes) == (1, 1)
     assert traffic.requests > 0
+
+
+def test_sums_in_pieces():
+    """Of 338 tiles on 108 processors 14 are left: in 4 pieces of 14 steps, of 54, which cross the memory bus twice."""
+    split = bound.Split(tiles=338, rest=14, pieces=4, piece=14 / 54, bytes=14 * 4 * 128 * 128 * 4, finish=14 * 8)
+    assert split.balance(A100) == pytest.approx(338 / 108 / (3 + 14 / 54))
+    assert split.microseconds(A100) == pytest.approx(2 * 14 * 4 * 65536 / 2039e3)
+    assert replace(split, finish=27).microseconds(A100) == pytest.approx(5 * 14 * 4 * 65536 / 2039e3)
+    loop, work = conv_kernel().code.hottest, bound.Work(bytes=0, macs=10**11)
+    even, whole = bound.layer_bound(A100, loop, work), bound.layer_bound(A100, loop, work, 338 / 108 / 4)
+    cut = bound.layer_bound(A100, loop, work, 338 / 108 / 4, split)
+    assert cut.microseconds == pytest.approx(even.microseconds / split.balance(A100) + split.microseconds(A100))
+    assert cut.microseconds < whole.microseconds
+    assert cut.roofline == pytest.approx(whole.roofline * whole.microseconds / cut.microseconds)
+
+
+def test_a_layer_in_pieces():
+    library = pytest.importorskip("tests.simt.library")
+    if library.MISSING:
+        pytest.skip(library.MISSING)
+    from bench.static import layers
+
+    layer = next(each for each in layers.all_layers() if str(each) == "alexnet.conv5 forward nhwc f16")
+    call, _ = layers.prepare(layer, layer.batch, small=False, filled=False)
+    with layers.setting("FASTCNN_SIMT_PROCESSORS", "108"):
+        started = layers.launches(call)
+    split = layers.split(layer, started)
+    assert (split.tiles, split.rest, split.finish) == (338, 14, 14 * 8)
+    assert layers.main(started).blocks == 324 + 14 * split.pieces
+    assert split.bytes == 14 * split.pieces * 128 * 128 * 4
+    assert layers.fill(layer, layers.main(started)) == 1
+    with pytest.raises(RuntimeError, match="blocks are no 338 tiles with 15 of them in pieces"):
+        layers.split(layer, [started[-2], replace(started[-1], grid=(8, 15, 1))])
+    with layers.setting("FASTCNN_SIMT_PROCESSORS", "132"):
+        assert layers.split(layer, layers.launches(call)) is None
+    # Five by five taps of 48 channels: 1200 terms in 38 steps of 32.
+    layer = next(each for each in layers.all_layers() if str(each) == "alexnet.conv2 forward nhwc f16")
+    call, _ = layers.prepare(layer, layer.batch, small=False, filled=False)
+    assert layers.fill(layer, layers.main(layers.launches(call))) == pytest.approx(1200 / (38 * 32))
 
 
 def layer(microseconds: float, sectors=1.0, conflicts=1.0) -> dict[str, gate.LayerResult]:

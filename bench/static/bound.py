@@ -66,6 +66,30 @@ def loop_bound(chip: Chip, loop: Loop, conflicts: float = 1.0) -> float | None:
 
 
 @dataclass(frozen=True)
+class Split:
+    """A matrix product whose last tiles' sums are cut into pieces: what each leaves is written, and read by a second
+    launch."""
+
+    tiles: int
+    rest: int  # of them in pieces
+    pieces: int  # of each
+    piece: float  # the largest, as a share of a tile's work
+    bytes: int  # that all pieces write
+    finish: int  # blocks of the second launch
+
+    def balance(self, chip: Chip) -> float:
+        """Which share of the time the processors are all at work until the pieces are done, these after the rest."""
+        waves = -(-(self.tiles - self.rest) // chip.processors)
+        turns = waves + -(-self.rest * self.pieces // chip.processors) * self.piece
+        return self.tiles / (chip.processors * turns)
+
+    def microseconds(self, chip: Chip) -> float:
+        """Of the pieces' sums through memory, there and back again, the latter to the processors that have a block:
+        nothing else is left to do meanwhile."""
+        return self.bytes / chip.memory / 1e3 * (1 + 1 / min(1, self.finish / chip.processors))
+
+
+@dataclass(frozen=True)
 class Work:
     """What a layer has to do."""
 
@@ -103,7 +127,10 @@ def turns(loop: Loop, work: Work) -> float:
     return 0.0
 
 
-def layer_bound(chip: Chip, loop: Loop, work: Work, balanced: float = 1.0) -> Bound:
+def layer_bound(chip: Chip, loop: Loop, work: Work, balanced: float = 1.0, split: Split | None = None) -> Bound:
+    """balanced: as `balance` has it; of a `split` product its own holds."""
+    if split:
+        balanced = split.balance(chip)
     by_unit = {
         unit: n * turns(loop, work) / (chip.processors * 4) / (chip.clock * 1e3) / balanced
         for unit, n in cycles(chip, loop, work.conflicts).items()
@@ -113,4 +140,5 @@ def layer_bound(chip: Chip, loop: Loop, work: Work, balanced: float = 1.0) -> Bo
     least = by_unit["DRAM"]
     if loop.mix["HMMA"]:
         least = max(least, by_unit["tensor"] * balanced * work.fill)
-    return Bound(by_unit[unit], unit, least / by_unit[unit])
+    microseconds = by_unit[unit] + (split.microseconds(chip) if split else 0)
+    return Bound(microseconds, unit, least / microseconds)

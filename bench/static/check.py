@@ -24,7 +24,10 @@ KNOWN_DOUBLE = (
     Excuse("subsample2d_sum_kernel", "the second stage of a reduction, over a few sums a channel"),
 )
 # What the hottest loop of a kernel must be made of.
-PATHS = ((r"mma(_\w+)?_kernel", ("HMMA", "LDSM", "LDGSTS")),)
+PATHS = (
+    (r"mma(_\w+)?_kernel", ("HMMA", "LDGSTS")),
+    (r"mma(_\w+)?_kernel(?!<float)", ("LDSM",)),  # of float32 it transposes nothing
+)
 FFMA_SHARE = (r"ffma(_\w+)?_kernel", 0.75)
 KNOWN_SHARE = (
     Excuse(r"ffma_weight_grad_kernel<64, false>", "copies of 4 bytes, for channels that no vector divides: about 73%"),

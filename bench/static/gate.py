@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import ptxas, sass, toolchain
-from .bound import Bound, Work, balance, layer_bound, loop_bound
+from .bound import Bound, Split, Work, balance, layer_bound, loop_bound
 from .chips import CHIPS, Chip, Occupancy, occupancy
 
 ARCHITECTURES = tuple(dict.fromkeys(chip.arch for chip in CHIPS))
@@ -89,7 +89,7 @@ def examine_layers(kernels: dict[str, dict[str, Kernel]]) -> dict[str, LayerResu
 
     results, counted = {}, {}
     for layer in layers.all_layers():
-        call, _ = layers.prepare(layer, layers.BATCH, small=False, filled=False)
+        call, _ = layers.prepare(layer, layer.batch, small=False, filled=False)
         launch = layers.main(layers.launches(call))
         key = layers.counted_as(layer, launch.kernel)
         if key not in counted:
@@ -107,16 +107,18 @@ def examine_layers(kernels: dict[str, dict[str, Kernel]]) -> dict[str, LayerResu
         )
         for chip in CHIPS:
             if chip.arch in kernels:
-                bind(result, kernels[chip.arch][launch.kernel], chip)
+                with layers.setting("FASTCNN_SIMT_PROCESSORS", str(chip.processors)):
+                    split = layers.split(layer, layers.launches(call))
+                bind(result, kernels[chip.arch][launch.kernel], chip, split)
         results[result.name] = result
     return results
 
 
-def bind(result: LayerResult, kernel: Kernel, chip: Chip) -> None:
+def bind(result: LayerResult, kernel: Kernel, chip: Chip, split: Split | None = None) -> None:
     r = kernel.resources
     fits = occupancy(chip, result.threads, r.registers, r.shared + result.shared, r.barriers)
     result.occupancy[chip.name] = fits
     if fits.blocks == 0:
         raise ValueError(f"{result.name}: {kernel.name} does not fit a processor of {chip.name}: {fits.limit}")
     balanced = balance(chip, result.blocks)
-    result.bounds[chip.name] = layer_bound(chip, kernel.code.hottest, result.work, balanced)
+    result.bounds[chip.name] = layer_bound(chip, kernel.code.hottest, result.work, balanced, split)

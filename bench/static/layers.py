@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from fastcnn.ops._face import TF32
 from tests.cases import ConvCase, LRNCase, PoolCase, find
 from tests.cases.geometry import pair
 from tests.simt import library
 from tests.simt.ground import Counters
 
-from .bound import Work
+from .bound import Split, Work
 from .toolchain import demangle, short
 
 BATCH = 128
@@ -31,6 +32,8 @@ class Layer:
     dtype: torch.dtype
     layout: str
     pool: PoolCase | None = None  # that a normalization is fused with
+    tf32: bool = False
+    batch: int = BATCH
 
     @property
     def backward(self) -> bool:
@@ -39,7 +42,9 @@ class Layer:
     def __str__(self) -> str:
         name = self.case.name + (f"+{self.pool.name.split('.')[1]}" if self.pool else "")
         dtype = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}[self.dtype]
-        return f"{name} {'backward' if self.backward else 'forward'} {self.layout} {dtype}"
+        dtype = "tf32" if self.tf32 else dtype
+        batch = "" if self.batch == BATCH else f" batch {self.batch}"
+        return f"{name} {'backward' if self.backward else 'forward'} {self.layout} {dtype}{batch}"
 
 
 def all_layers() -> list[Layer]:
@@ -69,6 +74,9 @@ def all_layers() -> list[Layer]:
             pairs = (("alexnet.lrn1", "alexnet.pool1"), ("alexnet.lrn2", "alexnet.pool2"))
             layers += [Layer(find(n), f"lrn_max_pool2d{way}", dtype, layout, find(p)) for n, p in pairs]
     layers += [Layer(find(name), "conv2d", torch.float16, "nhwc") for name in convs]
+    # Few tiles: of vgg16.conv5_1 one image's 196 pixels times 512 channels.
+    layers += [Layer(find(name), "conv2d", torch.float16, "nhwc", batch=1) for name in ("vgg16.conv4_2", convs[-1])]
+    layers += [Layer(find(name), "conv2d", torch.float32, at, tf32=True) for at in LAYOUTS for name in convs]
     return [layer for layer in layers if registered(layer)]
 
 
@@ -96,7 +104,8 @@ def prepare(layer: Layer, batch: int, small: bool, filled: bool) -> Call:
         geometry = [*pair(case.stride), *pair(case.padding), *pair(case.dilation), case.groups, 0]
         oh, ow = replace(case, size=(h, w)).output_size
         y = torch.empty(n, case.out_channels, oh, ow, dtype=layer.dtype, device="meta")
-        return (lambda: ops._conv2d(x, weight.zero_(), None, None, None, geometry, False, 1)), (x, weight, y)
+        accuracy = 1 + layer.tf32 * TF32
+        return (lambda: ops._conv2d(x, weight.zero_(), None, None, None, geometry, False, accuracy)), (x, weight, y)
     pool = layer.pool or case
     norm = ()
     if isinstance(case, LRNCase):
@@ -142,17 +151,21 @@ class LaunchRecord(ctypes.Structure):
 @dataclass(frozen=True)
 class Launch:
     kernel: str
-    blocks: int
+    grid: tuple[int, ...]
     threads: int
     shared: int
 
+    @property
+    def blocks(self) -> int:
+        return math.prod(self.grid)
+
 
 @contextmanager
-def setting(name: str) -> Iterator[ctypes.CDLL]:
+def setting(name: str, value: str = "1") -> Iterator[ctypes.CDLL]:
     ground = ctypes.CDLL(str(library.build(os.environ.get("FASTCNN_SIMT_SANITIZE", ""))))
     ground.fastcnn_simt_counters.restype = Counters
     ground.fastcnn_simt_launches.restype = ctypes.c_uint64
-    ground.fastcnn_simt_set(name.encode(), b"1")
+    ground.fastcnn_simt_set(name.encode(), value.encode())
     try:
         yield ground
     finally:
@@ -175,7 +188,7 @@ def launches(call: Callable[[], object]) -> list[Launch]:
     names = [f"_Z{record.type.decode()}" for record in records]
     closures = demangle(names)
     return [
-        Launch(kernel_of(closures[name]), math.prod(r.grid), math.prod(r.block), r.shared)
+        Launch(kernel_of(closures[name]), tuple(r.grid), math.prod(r.block), r.shared)
         for name, r in zip(names, records)
     ]
 
@@ -228,23 +241,56 @@ def main(started: list[Launch]) -> Launch:
     """The launch that does the layer's work: packing and reducing go before and after it."""
     if not started:
         raise RuntimeError("the op started no kernel")
-    return max(started, key=lambda launch: ("mma" in launch.kernel, launch.blocks * launch.threads))
+    return max(started, key=lambda launch: ("mma_kernel" in launch.kernel, launch.blocks * launch.threads))
+
+
+def tiles(layer: Layer, launch: Launch) -> tuple[int, int] | None:
+    """Of a matrix product, how many tiles cover the output, and how many elements each has: the first two sizes of the
+    kernel's template."""
+    tile = re.search(r"\bconv2d_mma_kernel<\w+, (\d+), (\d+)", launch.kernel)
+    if tile is None or not isinstance(layer.case, ConvCase):
+        return None
+    n, c, h, w = layer.case.output_shape(layer.batch)
+    m, columns, groups = int(tile[1]), int(tile[2]), layer.case.groups
+    return -(-n * h * w // m) * -(-c // groups // columns) * groups, m * columns
+
+
+def steps(layer: Layer, launch: Launch) -> int:
+    """Of 64 bytes of each operand's rows: in planes of channels, each within a tap."""
+    case, taps = layer.case, math.prod(pair(layer.case.kernel_size))
+    row = case.in_channels // case.groups * layer.dtype.itemsize
+    return -(-row // 64) * taps if launch.kernel.endswith("true>") else -(-row * taps // 64)
 
 
 def fill(layer: Layer, launch: Launch) -> float:
-    """Of a matrix product's tiles, the first two sizes of its kernel's template, the share that is output."""
-    tile = re.search(r"mma_kernel<\w+, (\d+), (\d+)", launch.kernel)
-    if tile is None or not isinstance(layer.case, ConvCase):
+    """The share of a matrix product's work that is output, and sum."""
+    covered = tiles(layer, launch)
+    if covered is None:
         return 1.0
-    return math.prod(layer.case.output_shape(BATCH)) / (launch.blocks * int(tile[1]) * int(tile[2]))
+    macs = steps(layer, launch) * 64 // layer.dtype.itemsize * math.prod(covered)
+    return layer.case.macs(layer.batch) / macs
+
+
+def split(layer: Layer, started: list[Launch]) -> Split | None:
+    """None where every tile falls to one block. The second launch has a row of blocks for each tile in pieces."""
+    finish = next((launch for launch in started if "mma_finish" in launch.kernel), None)
+    if finish is None:
+        return None
+    product = main(started)
+    (count, elements), rest = tiles(layer, product), finish.grid[1]
+    pieces, over = divmod(product.blocks - (count - rest), rest)
+    if over:
+        raise RuntimeError(f"{layer}: {product.blocks} blocks are no {count} tiles with {rest} of them in pieces")
+    total = steps(layer, product)
+    return Split(count, rest, pieces, -(-total // pieces) / total, rest * pieces * elements * 4, finish.blocks)
 
 
 def work(layer: Layer, launch: Launch, traffic: Traffic | None) -> Work:
-    _, tensors = prepare(layer, BATCH, small=False, filled=False)
-    elements = math.prod(layer.case.input_shape(BATCH))
+    _, tensors = prepare(layer, layer.batch, small=False, filled=False)
+    elements = math.prod(layer.case.input_shape(layer.batch))
     return Work(
         bytes=sum(t.numel() * t.element_size() for t in tensors),
-        macs=layer.case.macs(BATCH) if isinstance(layer.case, ConvCase) else 0,
+        macs=layer.case.macs(layer.batch) if isinstance(layer.case, ConvCase) else 0,
         requests=traffic.requests * elements if traffic else 0,
         shared_requests=traffic.shared_requests * elements if traffic else 0,
         conflicts=traffic.conflicts if traffic else 1.0,

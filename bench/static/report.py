@@ -177,11 +177,13 @@ def predicted(result: Result) -> Table:
         rows.append((layer.name, f"{layer.work.bytes / 1e6:.0f}", f"{layer.work.macs / 1e9:.1f}", *cells))
     chips = [chip.name for chip in CHIPS if chip.arch in result.kernels]
     text = (
-        "For a batch of 128: megabytes that must cross the memory bus, 10^9 multiply-adds, and for each chip the "
-        "bound, the unit that sets it (`L1`: the first-level cache and shared memory), and the share "
-        "that memory or arithmetic alone would take (100%: nothing else is in the way). Optimistic: of the kernel's "
+        "For a batch of 128, or as named: megabytes that must cross the memory bus, 10^9 multiply-adds, and for each "
+        "chip the bound, the unit that sets it (`L1`: the first-level cache and shared memory), and the share that "
+        "memory or arithmetic alone would take (100%: nothing else is in the way). Optimistic: of the kernel's "
         "instructions only the shortest way through its hottest loop counts, and neither latency, cache misses nor "
-        "throttled clocks do."
+        "throttled clocks do. Where the last tiles of a matrix product are cut into pieces, these take their turn "
+        "after the whole tiles, and what they leave crosses the memory bus twice; that a second launch starts costs "
+        "nothing here."
     )
     return Table("Layers: predicted, not timed", text, ("layer", "MB", "GMAC", *chips), rows)
 

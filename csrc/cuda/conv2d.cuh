@@ -18,6 +18,8 @@ struct Conv2d {
   const void* bias;      // or null
   const void* residual;  // as y; or null
   void* y;
+  void* partial;   // of conv2d_mma: mma_partial_elements() of float
+  int processors;  // of the device: conv2d_mma cuts its sums by that
   Dtype dtype;     // of all of them
   bool wide_bias;  // bias is of the accumulator type instead
   bool relu, adjoint;
@@ -83,9 +85,14 @@ const char* conv2d_direct(const Conv2d& p, void* stream);
 const char* conv2d_weight_grad_direct(const Conv2dWeightGrad& p, void* stream);
 int64_t direct_weight_grad_splits(const Conv2dWeightGrad& p);
 
-// float16 and bfloat16, x, residual and y NHWC, channels per group in multiples of 8, kernels of at most kMostTaps a
-// side, not adjoint; w in its packed layout. All pointers to multiples of 16 bytes.
+// float16 and bfloat16, x, residual and y NHWC, channels per group in multiples of 8, all pointers to multiples of 16
+// bytes. float32, rounded to TF32 (8 bits of exponent, 10 of mantissa) before it is multiplied, in any layout; of NHWC
+// x, channels per group in multiples of 4 and a pointer to a multiple of 16 bytes. Kernels of at most kMostTaps a side,
+// not adjoint; w in its packed layout.
 const char* conv2d_mma(const Conv2d& p, void* stream);
+int64_t mma_partial_elements(const Conv2d& p);
+int processors_of(int device);
+// x and grad NHWC, channels per group in multiples of 16 bytes, pointers to multiples of 16 bytes.
 const char* conv2d_weight_grad_mma(const Conv2dWeightGrad& p, void* stream);
 int64_t mma_weight_grad_splits(const Conv2dWeightGrad& p);
 

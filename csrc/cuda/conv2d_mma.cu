@@ -1,194 +1,176 @@
-// Convolution of 16-bit NHWC tensors as a matrix product on tensor cores: pixels of y times output channels, summed
-// over taps and, within each, channels. No operand is ever laid out as a matrix: a row of the left one is gathered as
-// the sum proceeds, tap by tap, from where its pixel's window lies.
-#include "cuda/conv2d_epilogue.cuh"
-#include "cuda/conv2d_taps.cuh"
-#include "cuda/divisor.h"
-#include "cuda/mma_tile.cuh"
-#include "cuda/tiles.h"
+// Convolution as a matrix product on tensor cores: pixels of y times output channels, summed over taps and, within
+// each, channels. No operand is ever laid out as a matrix: a row of the left one is gathered as the sum proceeds, tap
+// by tap, from where its pixel's window lies. Of tiles that would leave processors idle, several blocks each sum a
+// part.
+#include <type_traits>
+
+#include "cuda/conv2d_dispatch.h"
+#include "cuda/conv2d_mma_epilogue.cuh"
 
 namespace fastcnn::cuda {
 namespace {
 
 constexpr int64_t kMost = (int64_t{1} << 31) - 1;
 
-struct Params {
-  Conv2d conv;
-  int pixels, steps;  // steps: of kDepth channels, in all taps
-  TapSteps by;
-  Divisor by_h, by_w, by_columns;
-};
+template <class S>
+__device__ __forceinline__ MmaPlace place_of(const MmaParams& p, int tile) {
+  uint32_t column, row;
+  const int group = int(p.by_rows.divide(p.by_columns.divide(tile, column), row));
+  return {int(row) * S::kM, int(column) * S::kN, group};
+}
 
-// A block computes kM pixels x kN channels by warps of kWarpM x kWarpN.
-template <class T, int kM, int kN, int kWarpM, int kWarpN, int kStages>
-struct Tile {
-  static constexpr int kWarps = kM / kWarpM * (kN / kWarpN), kThreads = kWarps * kWarp;
-  static constexpr int kRows = kThreads / (kDepth / kChunk);  // that all threads copy at once, a chunk each
-  static constexpr int kCopiesA = kM / kRows, kCopiesB = kN / kRows;
-  struct Stage {
-    T a[kM * kDepth], b[kN * kDepth];
-  };
-  // In the epilogue a row of warps at a time passes through shared memory; 8 more floats a row keep the fragments'
-  // rows on different banks.
-  static constexpr int kOutRow = kN + 8;
-  static_assert(kWarpM * kOutRow * sizeof(float) <= sizeof(Stage) * kStages);
-};
+// Where this thread's sums of an instruction lie that a piece leaves: [piece][part][n][thread].
+template <class S>
+__device__ __forceinline__ Vec<float, 2>* partial_of(const MmaParams& p, int64_t piece, int part, int n) {
+  const int sums = (part * (S::kWarpN / 8) + n) * S::kThreads + int(threadIdx.x);
+  return static_cast<Vec<float, 2>*>(p.conv.partial) + piece * (S::kM * S::kN / 2) + sums;
+}
 
-template <class T, int kM, int kN, int kWarpM, int kWarpN, int kStages>
-__global__ void __launch_bounds__(Tile<T, kM, kN, kWarpM, kWarpN, kStages>::kThreads, kM == 128 ? 2 : 4)
-    conv2d_mma_kernel(Params p) {
-  using S = Tile<T, kM, kN, kWarpM, kWarpN, kStages>;
+// kPlanes: x lies in planes of channels, of any strides.
+template <class T, int kM, int kN, bool kPlanes>
+__global__ void __launch_bounds__(MmaTraits<kM, kN>::kThreads, MmaTraits<kM, kN>::kBlocks)
+    conv2d_mma_kernel(MmaParams p) {
+  using S = MmaShape<T, kM, kN>;
+  using Rows = MmaRows<S>;
   using Stage = typename S::Stage;
+  using Left = std::conditional_t<kPlanes, PlaneCopies<S>, PixelCopies<S>>;
+  using Right = WeightCopies<S>;
+  constexpr int kStages = S::kStages;
   FASTCNN_SHARED(Stage, stages);
-  const Conv2d& c = p.conv;
-  const int thread = threadIdx.x, lane = thread % kWarp, warp = thread / kWarp;
-  uint32_t column_block;
-  const int m0 = int(p.by_columns.divide(blockIdx.x, column_block)) * kM, n0 = int(column_block) * kN;
-  const int group = blockIdx.y, channels = int(c.g.group_in), outputs = int(c.g.group_out);
-
-  // What this thread copies: chunk `chunk` of some pixels and of some output channels.
-  const int chunk = thread % (kDepth / kChunk), row = thread / (kDepth / kChunk);
-  const int place = row * kDepth + inner_chunk(row, chunk) * kChunk;
-  Window<T> windows[S::kCopiesA];
-  const T* w[S::kCopiesB];
-  bool exists[S::kCopiesB];
-#pragma unroll
-  for (int u = 0; u < S::kCopiesA; ++u) {
-    const int pixel = m0 + row + u * S::kRows;
-    uint32_t oh, ow;
-    const uint32_t n = p.by_h.divide(p.by_w.divide(pixel < p.pixels ? pixel : 0, ow), oh);
-    windows[u] = Window<T>(c, pixel < p.pixels, int(n), int(oh), int(ow));
-    windows[u].x += group * channels + chunk * kChunk;
+  int tile = blockIdx.x, begin = 0, end = p.steps;
+  const int piece = tile - p.whole;
+  if (piece >= 0) {
+    uint32_t part;
+    tile = p.whole + int(p.by_pieces.divide(piece, part));
+    begin = int(part) * p.chunk, end = end - begin < p.chunk ? end : begin + p.chunk;
   }
-#pragma unroll
-  for (int u = 0; u < S::kCopiesB; ++u) {
-    const int o = n0 + row + u * S::kRows;
-    exists[u] = o < outputs;
-    w[u] = static_cast<const T*>(c.w) + group * c.ws.g + (exists[u] ? o : 0) * c.ws.o + chunk * kChunk;
-  }
-
-  TapWalk next;
-  const auto fetch = [&](Stage& stage) {
-    const bool inside = next.channel + chunk * kChunk < channels;
-    const uint32_t tap = next.tap(inside);
-#pragma unroll
-    for (int u = 0; u < S::kCopiesA; ++u) {
-      cp_async<16>(stage.a + place + u * S::kRows * kDepth, windows[u].x, windows[u].holds(tap) ? 16 : 0);
-    }
-#pragma unroll
-    for (int u = 0; u < S::kCopiesB; ++u)
-      cp_async<16>(stage.b + place + u * S::kRows * kDepth, w[u], inside && exists[u] ? 16 : 0);
-    int64_t x_step, w_step;
-    next.advance<kDepth>(p.by, channels, c.g.kw, x_step, w_step);
-#pragma unroll
-    for (int u = 0; u < S::kCopiesA; ++u) windows[u].x += x_step;
-#pragma unroll
-    for (int u = 0; u < S::kCopiesB; ++u) w[u] += w_step;
+  const MmaPlace at = place_of<S>(p, tile);
+  const Left left(p, at);
+  const Right right(p, at);
+  const auto fetch = [&](Stage& stage, int step) {
+    int first, rows;
+    left.start(stage.a, p, step, first, rows);
+    right.start(stage.b, p, first, rows);
   };
 
-  const int warp_m = warp / (kN / kWarpN), warp_n = warp % (kN / kWarpN);
-  WarpSums<kWarpM, kWarpN> sums;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int warp_m = warp / Rows::kWarpsN * S::kWarpM, warp_n = warp % Rows::kWarpsN * S::kWarpN;
+  WarpSums<S::kWarpM, S::kWarpN> sums;
 #pragma unroll
   for (int s = 0; s < kStages - 1; ++s) {
-    if (s < p.steps) fetch(stages[s]);
+    if (begin + s < end) fetch(stages[s], begin + s);
     cp_async_commit();
   }
   int reading = 0, writing = kStages - 1;
-  for (int step = 0; step < p.steps; ++step) {
+  for (int step = begin; step < end; ++step) {
     cp_async_wait<kStages - 2>();
     sync_block();
-    if (step + kStages - 1 < p.steps) fetch(stages[writing]);  // what all warps have left behind
+    if (step + kStages - 1 < end) fetch(stages[writing], step + kStages - 1);  // what all warps have left behind
     cp_async_commit();
     const Stage& stage = stages[reading];
-    multiply_inner<T>(sums, stage.a + warp_m * kWarpM * kDepth, stage.b + warp_n * kWarpN * kDepth, lane);
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      LeftFragments<S::kWarpM> a;
+      RightFragments<S::kWarpN> b;
+      Left::load(a, stage.a, warp_m, k, lane);
+      Right::load(b, stage.b, warp_n, k, lane);
+      multiply<T>(sums, a, b);
+    }
     reading = reading + 1 == kStages ? 0 : reading + 1, writing = writing + 1 == kStages ? 0 : writing + 1;
   }
 
-  // Through shared memory, so that each thread stores 8 neighbouring channels of a pixel at once.
-  float* out = reinterpret_cast<float*>(stages);
-  constexpr int kChunks = kN / kChunk;
-  const int out_chunk = thread % kChunks, o = n0 + out_chunk * kChunk;
-  const int64_t first_channel = int64_t(group) * outputs + o;
-  float bias[kChunk];
 #pragma unroll
-  for (int v = 0; v < kChunk; ++v) bias[v] = o < outputs ? bias_of<T>(c, first_channel + v) : 0;
-  for (int pass = 0; pass < kM / kWarpM; ++pass) {
-    sync_block();
-    if (warp_m == pass) {
+  for (int part = 0; part < Rows::kParts; ++part) {
+    typename Rows::Sums some;
 #pragma unroll
-      for (int m = 0; m < kWarpM / 16; ++m)
-#pragma unroll
-        for (int n = 0; n < kWarpN / 8; ++n)
-#pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            const int at = (m * 16 + half * 8 + lane / 4) * S::kOutRow + warp_n * kWarpN + n * 8 + lane % 4 * 2;
-            store_shared(reinterpret_cast<Vec<float, 2>*>(out + at),
-                         Vec<float, 2>{sums.v[m][n][half * 2], sums.v[m][n][half * 2 + 1]});
-          }
+    for (int n = 0; n < S::kWarpN / 8; ++n) {
+      const float* sum = sums.v[part / 2][n] + part % 2 * 2;
+      some[n] = {sum[0], sum[1]};
+      if (piece >= 0) store(partial_of<S>(p, piece, part, n), some[n]);
     }
-    sync_block();
-    for (int r = thread / kChunks; r < kWarpM; r += S::kThreads / kChunks) {
-      const int pixel = m0 + pass * kWarpM + r;
-      if (pixel >= p.pixels || o >= outputs) continue;
-      uint32_t oh, ow;
-      const uint32_t n = p.by_h.divide(p.by_w.divide(pixel, ow), oh);
-      Vec<T, kChunk> y, residual{};
-      if (c.residual)
-        residual = load(reinterpret_cast<const Vec<T, kChunk>*>(static_cast<const T*>(c.residual) + n * c.rm.sn +
-                                                                oh * c.rm.sh + ow * c.rm.sw + first_channel));
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const auto sum =
-            load_shared(reinterpret_cast<const Vec<float, 4>*>(out + r * S::kOutRow + out_chunk * kChunk + half * 4));
-#pragma unroll
-        for (int v = 0; v < 4; ++v) {
-          const int k = half * 4 + v;
-          float value = sum.v[v] + bias[k];
-          if (c.residual) value += to_float(residual.v[k]);
-          y.v[k] = from_float<T>(activated(value, c.relu));
-        }
-      }
-      store(reinterpret_cast<Vec<T, kChunk>*>(static_cast<T*>(c.y) + n * c.ym.sn + oh * c.ym.sh + ow * c.ym.sw +
-                                              first_channel),
-            y);
-    }
+    if (piece < 0) Rows::store(p, at, reinterpret_cast<float*>(stages), part, some);
   }
 }
 
-template <class T, int kM, int kN, int kWarpM, int kWarpN, int kStages>
-const char* run(Params p, void* stream) {
-  using S = Tile<T, kM, kN, kWarpM, kWarpN, kStages>;
-  const int64_t columns = (p.conv.g.group_out + kN - 1) / kN, blocks = (p.pixels + kM - 1) / kM * columns;
-  if (blocks > kMostBlocks || p.conv.g.groups > 65535) return "the output is too large for one grid";
-  p.by_columns = Divisor(columns);
-  const Launch l{dim3(unsigned(blocks), unsigned(p.conv.g.groups)), dim3(S::kThreads),
-                 sizeof(typename S::Stage) * kStages, stream};
-  return launch<conv2d_mma_kernel<T, kM, kN, kWarpM, kWarpN, kStages>>(l, p);
+// Of a tile in pieces: their sums, in order; a block finishes eight rows of each warp.
+template <class T, int kM, int kN>
+__global__ void __launch_bounds__(MmaTraits<kM, kN>::kThreads) conv2d_mma_finish(MmaParams p) {
+  using S = MmaShape<T, kM, kN>;
+  FASTCNN_SHARED(float, out);
+  const int part = blockIdx.x, tile = blockIdx.y, pieces = int(p.by_pieces.d);
+  typename MmaRows<S>::Sums sums{};
+  for (int piece = 0; piece < pieces; ++piece)
+#pragma unroll
+    for (int n = 0; n < S::kWarpN / 8; ++n) {
+      const auto more = load(partial_of<S>(p, int64_t(tile) * pieces + piece, part, n));
+      sums[n].v[0] += more.v[0], sums[n].v[1] += more.v[1];
+    }
+  MmaRows<S>::store(p, place_of<S>(p, p.whole + tile), out, part, sums);
+}
+
+template <class T, int kM, int kN>
+const char* run(const MmaParams& p, const MmaPlan& plan, void* stream) {
+  using S = MmaShape<T, kM, kN>;
+  using Rows = MmaRows<S>;
+  const Launch l{dim3(unsigned(plan.blocks())), dim3(S::kThreads), sizeof(typename S::Stage) * S::kStages, stream};
+  const char* error = nullptr;
+  if constexpr (sizeof(T) == 4)
+    error = plan.planes ? launch<conv2d_mma_kernel<T, kM, kN, true>>(l, p)
+                        : launch<conv2d_mma_kernel<T, kM, kN, false>>(l, p);
+  else
+    error = launch<conv2d_mma_kernel<T, kM, kN, false>>(l, p);
+  if (error || plan.pieces == 1) return error;
+  const Launch finish{dim3(Rows::kParts, unsigned(plan.rest())), dim3(S::kThreads), Rows::kBytes, stream};
+  return launch<conv2d_mma_finish<T, kM, kN>>(finish, p);
+}
+
+MmaPlan plan_of(const Conv2d& c) {
+  return mma_plan(c.g, c.dtype, c.xm.sc != 1, c.ym.n * c.ym.h * c.ym.w, c.processors);
+}
+
+// Whether four neighbouring channels of m lie in 16 aligned bytes.
+bool whole_chunks(const void* p, const Map& m) {
+  return !p || (m.sc == 1 && m.sn % 4 == 0 && m.sh % 4 == 0 && m.sw % 4 == 0 && aligned(p, 16));
 }
 
 }  // namespace
 
+int processors_of(int device) { return processors(device); }
+
+int64_t mma_partial_elements(const Conv2d& c) { return plan_of(c).partial_elements(); }
+
 const char* conv2d_mma(const Conv2d& c, void* stream) {
-  const int64_t pixels = c.ym.n * c.ym.h * c.ym.w, taps = int64_t{c.g.kh} * c.g.kw;
-  const int64_t steps = (c.g.group_in + kDepth - 1) / kDepth * taps;
+  const int64_t pixels = c.ym.n * c.ym.h * c.ym.w, sum = c.g.group_in * c.g.kh * c.g.kw;
   if (pixels > kMost - 128) return "the output has too many pixels for one grid";
   if (c.xm.h + 2 * std::abs(int64_t{c.g.ph}) > kMost || c.xm.w + 2 * std::abs(int64_t{c.g.pw}) > kMost)
     return "an axis exceeds 2^31 positions";
-  if (steps > kMost) return "the weight is too large for one sum";
-  Params p{};
-  p.conv = c, p.pixels = int(pixels), p.steps = int(steps), p.by = TapSteps(c, kDepth);
-  p.by_h = Divisor(c.ym.h), p.by_w = Divisor(c.ym.w);
+  if (sum > kMost / 2 || c.g.group_out > kMost - 192) return "the weight is too large for one sum";
+  const MmaPlan plan = plan_of(c);
+  if (plan.blocks() > kMostBlocks) return "the output is too large for one grid";
+  if (plan.pieces > 1 && !c.partial) return "there is no memory for parts of its sums";
+  MmaParams p{};
+  p.conv = c, p.pixels = int(pixels), p.steps = int(plan.steps), p.sum = int(sum);
+  p.filled = int(packed_layout(c.g, c.dtype).group_out);
+  p.whole = int(plan.whole), p.chunk = int(plan.chunk);
+  p.chunks = c.g.group_out % 4 == 0 && whole_chunks(c.y, c.ym) && whole_chunks(c.residual, c.rm);
+  p.x_row = c.g.dh * c.xm.sh, p.x_column = c.g.dw * c.xm.sw;
+  p.by_h = Divisor(c.ym.h), p.by_w = Divisor(c.ym.w), p.by_columns = Divisor(plan.columns);
+  p.by_rows = Divisor(plan.rows), p.by_pieces = Divisor(plan.pieces), p.by_channels = Divisor(c.g.group_in);
+  p.by_channel_steps = Divisor(plan.channel_steps), p.by_kw = Divisor(c.g.kw);
   const auto with_tile = [&](auto element) {
     using T = decltype(element);
-    switch (gemm_tile(pixels, c.g.group_out, c.g.groups)) {
-      case GemmTile::k128x128:
-        return run<T, 128, 128, 64, 32, 3>(p, stream);
-      case GemmTile::k128x64:
-        return run<T, 128, 64, 32, 32, 3>(p, stream);
+    switch (plan.tile) {
+      case MmaTile::k128x192:
+        return run<T, 128, 192>(p, plan, stream);
+      case MmaTile::k128x128:
+        return run<T, 128, 128>(p, plan, stream);
+      case MmaTile::k128x64:
+        return run<T, 128, 64>(p, plan, stream);
       default:
-        return run<T, 64, 64, 32, 32, 4>(p, stream);
+        return run<T, 64, 64>(p, plan, stream);
     }
   };
+  if (c.dtype == Dtype::f32) return with_tile(float{});
   return c.dtype == Dtype::f16 ? with_tile(half_t{}) : with_tile(bfloat16_t{});
 }
 

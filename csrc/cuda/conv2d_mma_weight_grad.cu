@@ -1,5 +1,5 @@
-// The weight gradient of 16-bit NHWC tensors as a matrix product on tensor cores: output channels times weights (taps
-// and, within each, channels), summed over pixels. Each split of the pixels leaves its sums to
+// The weight gradient of NHWC tensors as a matrix product on tensor cores: output channels times weights (taps and,
+// within each, channels), summed over pixels. Each split of the pixels leaves its sums to
 // conv2d_weight_grad_finish.
 #include "cuda/conv2d.cuh"
 #include "cuda/divisor.h"
@@ -13,8 +13,8 @@ constexpr int64_t kMost = (int64_t{1} << 31) - 1;
 
 struct Params {
   Conv2dWeightGrad conv;
-  int pixels, chunk, weights;  // chunk: pixels of a split, a multiple of kDepth; weights: of an output channel
-  // From a pixel to the one kDepth further on: rows and columns of x, elements; and what a step to the next row of
+  int pixels, chunk, weights;  // chunk: pixels of a split, whole steps; weights: of an output channel
+  // From a pixel to the one a step further on: rows and columns of x, elements; and what a step to the next row of
   // pixels or to the next image adds to that.
   int next_h, next_w;
   int64_t next, next_row, next_image;
@@ -26,9 +26,9 @@ template <class T, int kM, int kN, int kWarpM, int kWarpN>
 struct Tile {
   static_assert(kM == kN);  // so that a thread copies the same chunk of both operands
   static constexpr int kThreads = kM / kWarpM * (kN / kWarpN) * kWarp;
-  static constexpr int kChunks = kM / kChunk, kRows = kThreads / kChunks, kCopies = kDepth / kRows;
+  static constexpr int kChunks = kM / kChunk<T>, kRows = kThreads / kChunks, kCopies = kDepth<T> / kRows;
   struct Stage {
-    T a[kDepth * kM], b[kDepth * kN];
+    T a[kDepth<T> * kM], b[kDepth<T> * kN];
   };
 };
 
@@ -47,11 +47,10 @@ __global__ void __launch_bounds__(Tile<T, kM, kN, kWarpM, kWarpN>::kThreads, kM 
   const int m0 = int(row_block) * kM, n0 = int(column_block) * kN, group = blockIdx.y;
   const int outputs = int(c.g.group_out);
 
-  // What this thread copies of every kDepth pixels: of some, one chunk of channels and one of weights. A chunk never
+  // What this thread copies of every step's pixels: of some, one chunk of channels and one of weights. A chunk never
   // straddles two taps.
   const int chunk = thread % S::kChunks, row = thread / S::kChunks;
-  const int place = row * kM + outer_chunk(row, chunk) * kChunk;
-  const int o = m0 + chunk * kChunk, weight = n0 + chunk * kChunk;
+  const int o = m0 + chunk * kChunk<T>, weight = n0 + chunk * kChunk<T>;
   uint32_t channel, j;
   const uint32_t i = p.by_kw.divide(p.by_group_in.divide(weight < p.weights ? weight : 0, channel), j);
   const int down = int(i) * c.g.dh - c.g.ph, across = int(j) * c.g.dw - c.g.pw;
@@ -72,19 +71,20 @@ __global__ void __launch_bounds__(Tile<T, kM, kN, kWarpM, kWarpN>::kThreads, kM 
 #pragma unroll
     for (int u = 0; u < S::kCopies; ++u) {
       const bool exists = pixel + u * S::kRows < end;
-      cp_async<16>(stage.a + place + u * S::kRows * kM, grad + u * S::kRows * c.gm.sw, exists && o < outputs ? 16 : 0);
+      const int to = row + u * S::kRows, place = to * kM + outer_chunk<T>(to, chunk) * kChunk<T>;
+      cp_async<16>(stage.a + place, grad + u * S::kRows * c.gm.sw, exists && o < outputs ? 16 : 0);
       const bool valid =
           exists && weight < p.weights && uint32_t(h[u]) < uint32_t(c.xm.h) && uint32_t(w[u]) < uint32_t(c.xm.w);
-      cp_async<16>(stage.b + place + u * S::kRows * kN, x[u], valid ? 16 : 0);
+      cp_async<16>(stage.b + place, x[u], valid ? 16 : 0);
       h[u] += p.next_h, w[u] += p.next_w, x[u] += p.next;
       if (w[u] >= columns + across) w[u] -= columns, h[u] += c.g.sh, x[u] += p.next_row;
       if (h[u] >= rows + down) h[u] -= rows, x[u] += p.next_image;
     }
-    pixel += kDepth, grad += kDepth * c.gm.sw;
+    pixel += kDepth<T>, grad += kDepth<T> * c.gm.sw;
   };
 
   const int warp_m = warp / (kN / kWarpN) * kWarpM, warp_n = warp % (kN / kWarpN) * kWarpN;
-  const int steps = (end - begin + kDepth - 1) / kDepth;
+  const int steps = (end - begin + kDepth<T> - 1) / kDepth<T>;
   WarpSums<kWarpM, kWarpN> sums;
 #pragma unroll
   for (int s = 0; s < kStages - 1; ++s) {
@@ -97,7 +97,14 @@ __global__ void __launch_bounds__(Tile<T, kM, kN, kWarpM, kWarpN>::kThreads, kM 
     sync_block();
     if (step + kStages - 1 < steps) fetch(stages[writing]);  // what all warps have left behind
     cp_async_commit();
-    multiply_outer<T, kWarpM, kWarpN, kM, kN>(sums, stages[reading].a, warp_m, stages[reading].b, warp_n, lane);
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      LeftFragments<kWarpM> a;
+      RightFragments<kWarpN> b;
+      load_left_outer<T, kWarpM, kM>(a, stages[reading].a, warp_m, k, lane);
+      load_right_outer<T, kWarpN, kN>(b, stages[reading].b, warp_n, k, lane);
+      multiply<T>(sums, a, b);
+    }
     reading = reading + 1 == kStages ? 0 : reading + 1, writing = writing + 1 == kStages ? 0 : writing + 1;
   }
 
@@ -122,8 +129,9 @@ int64_t weights_of(const ConvGeometry& g) { return int64_t{g.kh} * g.kw * g.grou
 // 128x128 where the weight fills it, else 64x64.
 int64_t tile_of(const ConvGeometry& g) { return g.group_out > 64 && weights_of(g) > 64 ? 128 : 64; }
 
-// Pixels of a split, whole steps of the kernel.
-int64_t chunk_of(int64_t pixels, int64_t splits) { return blocks_of(blocks_of(pixels, splits), kDepth) * kDepth; }
+// Pixels of a split: whole steps of the kernel for any type.
+constexpr int64_t kWhole = 32;
+int64_t chunk_of(int64_t pixels, int64_t splits) { return blocks_of(blocks_of(pixels, splits), kWhole) * kWhole; }
 
 template <class T, int kM, int kN, int kWarpM, int kWarpN>
 const char* run(Params p, void* stream) {
@@ -147,22 +155,24 @@ int64_t mma_weight_grad_splits(const Conv2dWeightGrad& c) {
 
 const char* conv2d_weight_grad_mma(const Conv2dWeightGrad& c, void* stream) {
   const int64_t pixels = c.gm.n * c.gm.h * c.gm.w, weights = weights_of(c.g);
-  if (pixels > kMost - 2 * kDepth) return "the output has too many pixels for one grid";
+  if (pixels > kMost - 2 * kWhole) return "the output has too many pixels for one grid";
   if (c.xm.h + 2 * int64_t{c.g.ph} > kMost || c.xm.w + 2 * int64_t{c.g.pw} > kMost)
     return "an axis exceeds 2^31 positions";
   if (weights > kMost - 128) return "the weight is too large for one grid";
   Params p{};
   p.conv = c, p.pixels = int(pixels), p.chunk = int(chunk_of(pixels, c.splits)), p.weights = int(weights);
-  const int64_t rows = kDepth / c.gm.w, row = c.g.sh * c.xm.sh, column = c.g.sw * c.xm.sw;
-  p.next_w = int(kDepth % c.gm.w) * c.g.sw, p.next_h = int(rows % c.gm.h) * c.g.sh;
-  p.next = rows / c.gm.h * c.xm.sn + rows % c.gm.h * row + kDepth % c.gm.w * column;
+  const int64_t depth = 64 / int64_t(size_of(c.dtype)), rows = depth / c.gm.w, row = c.g.sh * c.xm.sh,
+                column = c.g.sw * c.xm.sw;
+  p.next_w = int(depth % c.gm.w) * c.g.sw, p.next_h = int(rows % c.gm.h) * c.g.sh;
+  p.next = rows / c.gm.h * c.xm.sn + rows % c.gm.h * row + depth % c.gm.w * column;
   p.next_row = row - c.gm.w * column, p.next_image = c.xm.sn - c.gm.h * row;
   p.by_h = Divisor(c.gm.h), p.by_w = Divisor(c.gm.w), p.by_group_in = Divisor(c.g.group_in);
   p.by_kw = Divisor(c.g.kw);
   const auto with_tile = [&](auto element) {
     using T = decltype(element);
-    return tile_of(c.g) == 128 ? run<T, 128, 128, 64, 32>(p, stream) : run<T, 64, 64, 32, 32>(p, stream);
+    return tile_of(c.g) == 128 ? run<T, 128, 128, 64, 64>(p, stream) : run<T, 64, 64, 32, 32>(p, stream);
   };
+  if (c.dtype == Dtype::f32) return with_tile(float{});
   return c.dtype == Dtype::f16 ? with_tile(half_t{}) : with_tile(bfloat16_t{});
 }
 

@@ -26,6 +26,16 @@ struct Launch {
   void* stream;   // cudaStream_t
 };
 
+// Multiprocessors of a device; 1 where it does not say.
+inline int processors(int device) {
+#if defined(__CUDACC__)
+  int count;
+  return cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) == cudaSuccess ? count : 1;
+#else
+  return simt::processors(device);
+#endif
+}
+
 inline bool is_empty(const Launch& l) { return l.grid.x == 0 || l.grid.y == 0 || l.grid.z == 0; }
 
 #if defined(__CUDACC__)

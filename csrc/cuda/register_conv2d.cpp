@@ -8,6 +8,15 @@
 namespace fastcnn {
 namespace {
 
+// Added to the accuracy of a call whose float32 products torch allows to be rounded to TF32.
+constexpr int64_t kTf32 = 4;
+
+bool read_tf32(const char* op, int64_t accuracy) {
+  const bool tf32 = accuracy >= kTf32;
+  check_accuracy(op, tf32 ? accuracy - kTf32 : accuracy);
+  return tf32;
+}
+
 // A weight as it stands, for the kernels that read it by strides.
 cuda::WeightStrides strides_of(const Tensor& w, int64_t groups) {
   return {w.stride(0), w.stride(1), w.stride(2), w.stride(3), w.size(0) / groups * w.stride(0)};
@@ -64,8 +73,10 @@ Tensor nhwc_output(const Tensor& y) {
   return same ? y : empty(sizes(y), y, MemoryFormat::ChannelsLast);
 }
 
-bool reads_nhwc(cuda::ConvKernel kernel) {
-  return kernel == cuda::ConvKernel::mma || kernel == cuda::ConvKernel::grouped;
+// Whether a kernel takes x, residual and y in NHWC alone; float32 comes to tensor cores in its own layout.
+bool reads_nhwc(cuda::ConvKernel kernel, const Tensor& x) {
+  const bool any = size_of(x.scalar_type()) > 2 && !is_channels_last(x);
+  return kernel == cuda::ConvKernel::grouped || (kernel == cuda::ConvKernel::mma && !any);
 }
 
 auto start(cuda::ConvKernel kernel) {
@@ -73,6 +84,19 @@ auto start(cuda::ConvKernel kernel) {
          : kernel == cuda::ConvKernel::ffma    ? cuda::conv2d_ffma
          : kernel == cuda::ConvKernel::grouped ? cuda::conv2d_grouped
                                                : cuda::conv2d_direct;
+}
+
+// Starts the kernel, on x's device, with the memory that it needs.
+void run(const char* op, cuda::ConvKernel kernel, const Tensor& x, cuda::Conv2d p) {
+  Tensor partial = x;
+  if (kernel == cuda::ConvKernel::mma) {
+    p.processors = cuda::processors_of(x.get_device_index());
+    if (const int64_t elements = cuda::mma_partial_elements(p)) {
+      partial = empty({elements}, x, MemoryFormat::Contiguous, ScalarType::Float);
+      p.partial = partial.mutable_data_ptr();
+    }
+  }
+  launched(op, x, [&](void* stream) { return start(kernel)(p, stream); });
 }
 
 // x with its border filled as `mode` says.
@@ -97,7 +121,7 @@ Tensor convolve(const Tensor& input, const Tensor& weight, const OptionalTensor&
   p.dtype = dtype_of(kOp, input), p.relu = relu;
   p.g = conv_geometry(kOp, input, weight, a);
   check_reach(kOp, input, a, mode);
-  check_accuracy(kOp, accuracy);
+  const bool tf32 = read_tf32(kOp, accuracy);
   const Ints size = conv_output(kOp, input, weight, p.g);
   check_numel(kOp, size);
   check_bias(kOp, input, weight, bias, packed.has_value());
@@ -108,8 +132,9 @@ Tensor convolve(const Tensor& input, const Tensor& weight, const OptionalTensor&
   if (mode != Padding::zeros) x = pad(x, a, mode), p.g.ph = p.g.pw = 0;
   const Tensor b = bias ? torch::stable::contiguous(*bias) : x;
   if (bias) p.bias = b.const_data_ptr(), p.wide_bias = b.scalar_type() != input.scalar_type();
-  const auto kernel = cuda::choose_kernel(p.g, p.dtype, size[2], size[3], is_channels_last(x) && is_channels_last(y));
-  const bool nhwc = reads_nhwc(kernel);
+  const bool channels_last = is_channels_last(x) && is_channels_last(y);
+  const auto kernel = cuda::choose_kernel(p.g, p.dtype, size[2], size[3], channels_last, tf32);
+  const bool nhwc = reads_nhwc(kernel, x);
   const Tensor to = nhwc ? nhwc_output(y) : y, r = residual ? (nhwc ? as_nhwc(*residual) : *residual) : x;
   if (nhwc) x = as_nhwc(x);
   if (residual) p.residual = r.const_data_ptr(), p.rm = nhwc ? nhwc_map(r) : map_of(r);
@@ -120,7 +145,7 @@ Tensor convolve(const Tensor& input, const Tensor& weight, const OptionalTensor&
   const Tensor w = packed ? given(*packed, p.g, p.dtype) : as_it_is ? weight : pack_weight(weight, a.groups, false);
   p.w = w.const_data_ptr();
   p.ws = as_it_is ? strides_of(weight, a.groups) : cuda::packed_layout(p.g, p.dtype).strides;
-  launched(kOp, x, [&](void* stream) { return start(kernel)(p, stream); });
+  run(kOp, kernel, x, p);
   return to.get() == y.get() ? y : torch::stable::contiguous(to);
 }
 
@@ -161,14 +186,14 @@ void adjoint(const char* op, const cuda::Conv2d& whole, const Tensor& grad, cons
       ws.i *= down.tap_step, ws.j *= beside.tap_step;
       const Tensor w = pack(op, grad, {first_tap, nullptr, p.dtype, p.dtype, ws, true, p.g});
       p.w = w.const_data_ptr(), p.ws = cuda::packed_layout(p.g, p.dtype).strides;
-      launched(op, grad, [&](void* stream) { return start(kernel)(p, stream); });
+      run(op, kernel, grad, p);
     }
 }
 
 // y of size [n, c, h, w]: the adjoint, applied to g, of the convolution with `weight` of something of y's size, plus
 // bias[c].
 Tensor transposed(const char* op, const Tensor& g, const Tensor& weight, const OptionalTensor& bias, const Tensor& y,
-                  const ConvGeometry& forward) {
+                  const ConvGeometry& forward, bool tf32) {
   if (!y.numel()) return y;
   cuda::Conv2d p{};
   p.dtype = dtype_of(op, g), p.adjoint = true, p.g = forward;
@@ -177,9 +202,9 @@ Tensor transposed(const char* op, const Tensor& g, const Tensor& weight, const O
   if (bias) p.bias = b.const_data_ptr();
   const bool strided = p.g.sh > 1 || p.g.sw > 1, dilated = p.g.dh > 1 || p.g.dw > 1;
   const auto wanted =
-      cuda::choose_kernel(p.g, p.dtype, y.size(2), y.size(3), is_channels_last(g) && is_channels_last(y));
+      cuda::choose_kernel(p.g, p.dtype, y.size(2), y.size(3), is_channels_last(g) && is_channels_last(y), tf32);
   const auto kernel = strided && dilated ? cuda::ConvKernel::direct : wanted;
-  const bool nhwc = reads_nhwc(kernel);
+  const bool nhwc = reads_nhwc(kernel, g);
   const Tensor from = nhwc ? as_nhwc(g) : g, to = nhwc ? nhwc_output(y) : y;
   p.x = from.const_data_ptr(), p.xm = nhwc ? nhwc_map(from) : map_of(from);
   p.y = to.mutable_data_ptr(), p.ym = nhwc ? nhwc_map(to) : map_of(to);
@@ -196,7 +221,7 @@ Tensor transposed(const char* op, const Tensor& g, const Tensor& weight, const O
 Tensor conv2d_backward_input(const Tensor& grad, const Tensor& weight, const Ints& size, const Ints& stride,
                              const Ints& padding, const Ints& dilation, int64_t groups, int64_t accuracy) {
   constexpr const char* kOp = "conv2d_backward_input";
-  check_accuracy(kOp, accuracy);
+  const bool tf32 = read_tf32(kOp, accuracy);
   check_one_device(kOp, grad, weight);
   dtype_of(kOp, grad);
   const Conv2dArgs a = read_args(kOp, stride, padding, dilation, groups);
@@ -204,7 +229,7 @@ Tensor conv2d_backward_input(const Tensor& grad, const Tensor& weight, const Int
   const Tensor g = dense(grad), dx = empty(size, g, conv_format(g, weight));
   const ConvGeometry forward = conv_geometry(kOp, dx, weight, a);
   check_grad(kOp, grad, conv_output(kOp, dx, weight, forward));
-  return transposed(kOp, g, weight, std::nullopt, dx, forward);
+  return transposed(kOp, g, weight, std::nullopt, dx, forward, tf32);
 }
 
 Tensor conv_transpose2d(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const Ints& stride,
@@ -213,13 +238,13 @@ Tensor conv_transpose2d(const Tensor& x, const Tensor& weight, const OptionalTen
   Conv2dArgs a;
   const Ints size = conv_transpose_output(x, weight, bias, stride, padding, output_padding, dilation, groups, a);
   const Tensor g = dense(x), y = empty(size, g, conv_format(g, weight));
-  return transposed(kConvTranspose2d, g, weight, bias, y, conv_geometry(kConvTranspose2d, y, weight, a));
+  return transposed(kConvTranspose2d, g, weight, bias, y, conv_geometry(kConvTranspose2d, y, weight, a), false);
 }
 
 Tensor conv2d_backward_weight(const Tensor& grad, const Tensor& input, const Ints& size, const Ints& stride,
                               const Ints& padding, const Ints& dilation, int64_t groups, int64_t accuracy) {
   constexpr const char* kOp = "conv2d_backward_weight";
-  check_accuracy(kOp, accuracy);
+  const bool tf32 = read_tf32(kOp, accuracy);
   check_one_device(kOp, grad, input);
   cuda::Conv2dWeightGrad p{};
   p.dtype = dtype_of(kOp, grad);
@@ -230,7 +255,7 @@ Tensor conv2d_backward_weight(const Tensor& grad, const Tensor& input, const Int
   check_grad(kOp, grad, conv_output(kOp, input, dw, p.g));
   if (!dw.numel()) return dw;
   if (!grad.numel()) return torch::stable::fill_(dw, 0.0);
-  const cuda::ConvKernel kernel = cuda::choose_gemm(p.g, p.dtype);
+  const cuda::ConvKernel kernel = cuda::choose_gemm(p.g, p.dtype, tf32);
   const bool mma = kernel == cuda::ConvKernel::mma, ffma = kernel == cuda::ConvKernel::ffma;
   const Tensor x = mma ? as_nhwc(input) : dense(input), g = mma ? as_nhwc(grad) : dense(grad);
   p.x = x.const_data_ptr(), p.xm = mma ? nhwc_map(x) : map_of(x);

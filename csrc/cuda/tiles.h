@@ -62,15 +62,38 @@ inline int log2_floor(int64_t n, int most) {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Tiles of a matrix product, pixels x channels: the largest that yields a block for each of an H100's 132 processors.
-// On tensor cores a warp computes 64x32 of the largest, 3 bytes of shared memory to 32 products of 16 bits, and 32x32
-// of the others, 4 bytes.
+// Tiles of a matrix product in FFMA, pixels x channels: the largest that yields a block for each of an H100's 132
+// processors.
 enum class GemmTile { k128x128, k128x64, k64x64 };
 inline GemmTile gemm_tile(int64_t pixels, int64_t channels, int64_t groups) {
   const int64_t rows = (pixels + 127) / 128 * groups;
   if (channels > 64 && rows * ((channels + 127) / 128) >= 132) return GemmTile::k128x128;
   return rows * ((channels + 63) / 64) >= 132 ? GemmTile::k128x64 : GemmTile::k64x64;
 }
+
+// Tiles of a matrix product on tensor cores. A warp's share of 64x64 reads 2 bytes of shared memory to 32 products of
+// 16 bits: with what is copied into it, 94% of the 128 bytes a clock that a processor of an H100 has for mma.sync at
+// its full rate there; 64x32 takes 3 bytes, 32x32 4. The 128 or 96 sums a thread leave room for 8 warps on a processor.
+// 128x192: of 192 outputs (AlexNet's groups, GoogLeNet, Inception), 128 columns would leave a quarter idle.
+enum class MmaTile { k128x192, k128x128, k128x64, k64x64 };
+template <int kM, int kN>
+struct MmaTraits {
+  static constexpr int kWarpM = kM == 64 ? 32 : 64, kWarpN = kN == 192 ? 48 : kN == 128 ? 64 : 32;
+  static constexpr int kThreads = kM / kWarpM * (kN / kWarpN) * 32, kStages = kM == 64 ? 4 : 3;
+  static constexpr int kBlocks = kN == 192 ? 1 : kN == 128 ? 2 : kM == 128 ? 3 : 4;
+};
+inline MmaTile mma_tile(int64_t pixels, int64_t channels, int64_t groups) {
+  const auto blocks = [&](int m, int n) { return ceil_div(pixels, m) * ceil_div(channels, n) * groups; };
+  const auto filled = [&](int n) { return ceil_div(channels, n) * n; };
+  if (channels > 128 && filled(192) < filled(128) && blocks(128, 192) >= 132) return MmaTile::k128x192;
+  if (channels > 64 && blocks(128, 128) >= 132) return MmaTile::k128x128;
+  return blocks(128, 64) >= 132 ? MmaTile::k128x64 : MmaTile::k64x64;
+}
+
+// What a block that computes part of a tile's sum costs, in steps of a sum (64 bytes of each operand's rows): before
+// its pipeline is full; and its partial sums, written and read once, for whose 8 bytes the memory of an A100 or H100
+// takes as long as tensor cores for 19 or 23 steps. kFinishSteps: the second launch's 2 us, by a tile of 128x128.
+constexpr int64_t kPieceSteps = 2, kPartialSteps = 20, kFinishSteps = 8, kMostPieces = 32;
 
 // Taps of an axis that those products take: a pixel keeps a word of bits for both axes, and one to spare.
 constexpr int kMostTaps = 15;

@@ -76,6 +76,27 @@ def autocast_cast(x: torch.Tensor, *tensors: torch.Tensor | None) -> tuple:
     return tuple(t.to(dtype) if t is not None and t.dtype != torch.float64 else t for t in (x, *tensors))
 
 
+TF32 = 4  # csrc/cuda/register_conv2d.cpp: kTf32
+
+
+def allows_tf32() -> bool:
+    """Whether torch lets cuDNN round float32 convolutions to TF32."""
+    return torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
+
+
+# As torch.compiler.assume_constant_result does, without its import of all of Dynamo, which cannot trace the question: a
+# compiled graph keeps the answer that it was traced with.
+allows_tf32._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def with_tf32(level: int, x: torch.Tensor) -> int:
+    """The accuracy of a convolution as the ops take it: but for 'strict', CUDA's kernels may round float32 to TF32
+    where torch lets cuDNN do so."""
+    if x.is_cpu or not level or x.dtype is not torch.float32:
+        return level
+    return level + TF32 if allows_tf32() else level
+
+
 def tracing() -> bool:
     """Whether something other than eager PyTorch looks on: the public ops must then be called."""
     return transforming() or torch.compiler.is_compiling()

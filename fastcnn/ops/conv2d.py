@@ -10,7 +10,7 @@ from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 from .. import _library, _packed
 from .._config import ACCURACIES, config
 from ._define import Differentiable, autocast, fold, memory_format, register, register_fake
-from ._face import autocast_cast, batched, dispatch, log, native, pair, refuse, together, tracing
+from ._face import autocast_cast, batched, dispatch, log, native, pair, refuse, together, tracing, with_tf32
 
 
 def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
@@ -186,7 +186,8 @@ def conv2d(
     input: (N, C, H, W) or (C, H, W); weight: (O, C/groups, KH, KW); bias: (O,); all of one floating dtype. float16
     and bfloat16 are accumulated in float32. padding: ints, 'valid' or 'same' (stride 1).
     activation: None or 'relu'. residual: as the output, added before the activation.
-    accuracy: 'strict', 'default' or 'fast'; None takes fastcnn.set_accuracy's.
+    accuracy: 'strict', 'default' or 'fast'; None takes fastcnn.set_accuracy's. On CUDA all but 'strict' round float32
+    to TF32 where torch.backends.cudnn allows it.
     Returns (N, O, OH, OW), channels_last where input or weight is. RuntimeError on shapes that do not fit, ValueError
     on an unknown activation or accuracy.
     """
@@ -221,7 +222,7 @@ def conv2d(
         padding = pair("conv2d", "padding", padding)
     if residual is not None and x is not input:
         residual = residual.unsqueeze(0)
-    relu, level = activation is not None, ACCURACIES.index(level)
+    relu, level = activation is not None, with_tf32(ACCURACIES.index(level), x)
     if torch.is_grad_enabled() or tracing():
         needs_grad = (
             x.requires_grad

@@ -10,7 +10,7 @@ from .. import _packed
 from .._config import config
 from . import conv2d as convolution
 from ._define import Differentiable, autocast, loop, memory_format, register, register_fake
-from ._face import autocast_cast, batched, dispatch, log, native, pair, refuse, together, tracing
+from ._face import autocast_cast, batched, dispatch, log, native, pair, refuse, together, tracing, with_tf32
 
 
 def define(namespace: str) -> SimpleNamespace:
@@ -204,7 +204,7 @@ def _train(x, weight, bias, residual, norm, geometry, momentum, eps, relu):
     running_mean, running_var, bn_weight, bn_bias = norm
     tensors = (x, weight, bias, residual, bn_weight, bn_bias)
     needs_grad = any(t is not None and t.requires_grad for t in tensors)
-    y, _, mean, var = dispatch(ops.op, ops.raw, needs_grad, *tensors, *geometry, eps, relu, config.level)
+    y, _, mean, var = dispatch(ops.op, ops.raw, needs_grad, *tensors, *geometry, eps, relu, with_tf32(config.level, x))
     count = y.shape[0] * y.shape[2] * y.shape[3]
     if count == 1:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {list(y.shape)}")
@@ -221,7 +221,7 @@ def _infer(x, weight, bias, residual, norm, geometry, eps, activation):
     tensors = (x, weight, bias, residual, *norm)
     needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     (sh, sw), (ph, pw), (dh, dw), groups = geometry
-    flat, level = (sh, sw, ph, pw, dh, dw, groups), config.level
+    flat, level = (sh, sw, ph, pw, dh, dw, groups), with_tf32(config.level, x)
     direct = not (needs_grad or tracing())
     folded = _packed.cache.folded(weight, x.shape, flat, level, bias, norm, eps) if direct else None
     if folded is None:

@@ -51,6 +51,9 @@ inline uint64_t number(const char* name, uint64_t otherwise) {
   return value;
 }
 
+// Of the chip that stands in: an H100's.
+inline int processors(int) { return int(number("FASTCNN_SIMT_PROCESSORS", 132)); }
+
 inline Settings read_settings() {
   Settings s;
   s.order = choice<Order>("FASTCNN_SIMT_ORDER",

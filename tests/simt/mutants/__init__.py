@@ -38,24 +38,25 @@ MUTANTS = {
     "off-by-one halo": Mutant(
         "conv2d_grouped.cu", "uint32_t(h) < uint32_t(c.xm.h)", "uint32_t(h) <= uint32_t(c.xm.h)", "conv2d_grouped"
     ),
-    "global access out of bounds": Mutant("conv2d_mma.cu", "exists[u] = o < outputs", "exists[u] = true"),
+    "global access out of bounds": Mutant("conv2d_mma_copies.cuh", "exists[u] = o < outputs", "exists[u] = true"),
     "shared access out of bounds": Mutant(
         "conv2d_mma.cu",
-        "sizeof(typename S::Stage) * kStages, stream",
-        "sizeof(typename S::Stage) * kStages - 16, stream",
+        "sizeof(typename S::Stage) * S::kStages, stream",
+        "sizeof(typename S::Stage) * S::kStages - 16, stream",
     ),
     "misaligned 16-byte copy": Mutant(
-        "conv2d_mma.cu",
-        "windows[u].x += group * channels + chunk * kChunk",
-        "windows[u].x += group * channels + chunk * kChunk + 4",
+        "conv2d_mma_copies.cuh",
+        "windows[u].x += at.group * p.conv.g.group_in",
+        "windows[u].x += at.group * p.conv.g.group_in + 4",
     ),
-    "missing mask": Mutant("conv2d_mma.cu", "pixel >= p.pixels || o >= outputs", "o >= outputs"),
+    "missing mask": Mutant("conv2d_mma_epilogue.cuh", "if (pixel >= p.pixels) continue;", ""),
     "divergent barrier": Mutant(
-        "conv2d_mma.cu",
-        "sync_block();\n    if (warp_m == pass) {",
-        "if (warp_m != pass) sync_block();\n    if (warp_m == pass) {\n      sync_block();",
+        "conv2d_mma_epilogue.cuh",
+        "    sync_block();\n#pragma unroll\n    for (int n = 0; n < S::kWarpN / 8; ++n)\n      store_shared",
+        "    if (threadIdx.x < 64) sync_block();\n"
+        "#pragma unroll\n    for (int n = 0; n < S::kWarpN / 8; ++n)\n      store_shared",
     ),
-    "race between blocks": Mutant("conv2d_mma.cu", "column_block)) * kM,", "column_block)) * (kM / 2),"),
+    "race between blocks": Mutant("conv2d_mma.cu", "{int(row) * S::kM,", "{int(row) * (S::kM / 2),"),
     "uninitialised shared read": Mutant(
         "conv2d_grouped.cu", "e < taps * t.chunks", "e < (taps - 1) * t.chunks", "conv2d_grouped"
     ),
@@ -118,7 +119,7 @@ class Case:
 
 # More than one block of rows and of columns of both kernels, the last ones not full; another stride along each axis.
 CASES = {
-    "conv2d_mma": Case((2, 9, 8, 24), (72, 3, 3, 24), (2, 1), (1, 1)),
+    "conv2d_mma": Case((3, 9, 16, 24), (72, 3, 3, 24), (2, 1), (1, 1)),
     "conv2d_grouped": Case((2, 9, 7, 16), (16, 3, 3, 1), (1, 1), (1, 1)),
 }
 

@@ -19,7 +19,7 @@ extern "C" __attribute__((visibility("default"))) const char* convolve(const voi
   const auto [n, h, w, c] = std::array{sizes[0], sizes[1], sizes[2], sizes[3]};
   const int64_t groups = sizes[13];
   cuda::Conv2d p{};
-  p.x = x, p.w = weight, p.y = y, p.dtype = Dtype::f16;
+  p.x = x, p.w = weight, p.y = y, p.dtype = Dtype::f16, p.processors = 1;
   p.xm = nhwc(n, h, w, c), p.ym = nhwc(n, sizes[4], sizes[5], sizes[6]);
   p.g.groups = groups, p.g.group_in = c / groups, p.g.group_out = sizes[6] / groups;
   p.g.kh = int32_t(sizes[7]), p.g.kw = int32_t(sizes[8]), p.g.sh = int32_t(sizes[9]), p.g.sw = int32_t(sizes[10]);
