@@ -170,6 +170,18 @@ def conv3x3(simt: Ground, name: str, c: int, h: int, w: int, k: int) -> float:
     return abs(np.einsum("chwrs,kcrs->khw", windows, weights) - y).max()
 
 
+def normalized_conv3x3(simt: Ground, name: str, c: int, h: int, w: int, k: int) -> np.ndarray:
+    """The error of every output."""
+    rng = np.random.default_rng(0)
+    x, weights = rng.standard_normal((c, h, w), np.float32), rng.standard_normal((k, c, 3, 3), np.float32)
+    scale, shift = rng.uniform(0.5, 1.5, (2, c)).astype(np.float32)
+    y = unlike_any(np.zeros((k, h, w), np.float32))
+    getattr(simt, name)(x, scale, shift, weights, y, c, h, w, k)
+    exact = np.maximum(x.astype(np.float64) * scale[:, None, None] + shift[:, None, None], 0)
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(exact, ((0, 0), (1, 1), (1, 1))), (3, 3), (1, 2))
+    return abs(np.einsum("chwrs,kcrs->khw", windows, weights) - y)
+
+
 def gemm(simt: Ground, name: str, dtype: str, m: int, n: int, k: int) -> float:
     """The largest error. Operands are exact in their dtype, so that only the sums round."""
     rng, element = np.random.default_rng(0), ELEMENTS[dtype]

@@ -11,12 +11,16 @@ import pkgutil
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import torch
 
+import fastcnn
 import fastcnn.ops
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,11 +76,46 @@ def load():
 _kept: list[torch.library.Library] = []  # a registration lives as long as its Library
 
 
-def take_over() -> None:
-    """fastcnn's functions and torch.ops.fastcnn compute by the CUDA kernels from here on."""
+@cache
+def halves() -> list[tuple[ModuleType, SimpleNamespace]]:
+    """fastcnn's modules of ops, and what each makes of torch.ops.fastcnn_simt."""
+    load()
+    modules = [importlib.import_module(f"fastcnn.ops.{m.name}") for m in pkgutil.iter_modules(fastcnn.ops.__path__)]
+    own = [(module, module.ops) for module in modules if hasattr(module, "define")]
+    for module, _ in own:
+        module.ops = module.define("fastcnn_simt")  # which may refer to the ops of a module before it
+    simt = [(module, module.ops) for module, _ in own]
+    for module, ops in own:
+        module.ops = ops
+    return simt
+
+
+def take_over() -> Callable[[], None]:
+    """fastcnn's functions and torch.ops.fastcnn compute by the CUDA kernels from here on; returns what undoes that."""
     simt = load()
-    for module in pkgutil.iter_modules(fastcnn.ops.__path__):
-        op = importlib.import_module(f"fastcnn.ops.{module.name}")
-        if hasattr(op, "define"):
-            op.ops = op.define("fastcnn_simt")
-    torch.ops.fastcnn = simt
+    before, stock = [(module, module.ops) for module, _ in halves()], torch.ops.fastcnn
+
+    def compute_by(ops, namespace):
+        for module, functions in ops:
+            module.ops = functions
+        torch.ops.fastcnn = namespace
+        fastcnn.clear_cache()  # the two pack weights differently
+
+    compute_by(halves(), simt)
+    return lambda: compute_by(before, stock)
+
+
+@contextmanager
+def taken_over() -> Iterator[None]:
+    """Within the block, take_over."""
+    undo = take_over()
+    try:
+        yield
+    finally:
+        undo()
+
+
+def has_kernel(op: str) -> bool:
+    """Whether there is a CUDA kernel of torch.ops.fastcnn's op."""
+    load()
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"fastcnn_simt::{op}", "CPU")
