@@ -28,4 +28,13 @@ inline ConvKernel choose_kernel(const ConvGeometry& g, Dtype dtype, int64_t h, i
   return choose_gemm(g, dtype);
 }
 
+// The same for the input gradient of a convolution: g has its strides and dilations, but swapped channels.
+inline ConvKernel choose_adjoint_kernel(const ConvGeometry& g, Dtype dtype, int64_t h, int64_t w, bool channels_last) {
+  const bool strided = g.sh > 1 || g.sw > 1, dilated = g.dh > 1 || g.dw > 1;
+  return strided && dilated ? ConvKernel::direct : choose_kernel(g, dtype, h, w, channels_last);
+}
+
+// NCHW tensors are copied for these.
+inline bool reads_nhwc(ConvKernel kernel) { return kernel == ConvKernel::mma || kernel == ConvKernel::grouped; }
+
 }  // namespace fastcnn::cuda
