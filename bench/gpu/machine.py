@@ -80,7 +80,7 @@ def product_rate(ground: Ground, size: int, dtype: torch.dtype) -> float:
 class MmaRate:
     """mma_rate.cu, compiled for this ground."""
 
-    def __init__(self, ground: Ground, folder: Path):
+    def __init__(self, ground: Ground, folder: Path, seconds: float):
         self.ground, library = ground, folder / "libmma_rate.so"
         source = str(ROOT / "bench/gpu/mma_rate.cu")
         common = ["-std=c++17", "-O2", "-shared", f"-I{ROOT / 'csrc'}", "-o", str(library)]
@@ -90,7 +90,7 @@ class MmaRate:
         else:
             arch = arch_list().replace(".", "")
             command = ["nvcc", *common, "-Xcompiler", "-fPIC", f"-gencode=arch=compute_{arch},code=sm_{arch}", source]
-        done = run(command, 120)
+        done = run(command, seconds)
         if done.code != 0:
             raise RuntimeError(f"{command[0]} does not compile {source}: {done.output}")
         self._library = ctypes.CDLL(str(library))
@@ -130,7 +130,7 @@ def calibrate(ground: Ground, record: dict, budget: Budget, folder: Path, skip: 
     rates["product_tf32"] = lambda: product_in(torch.float32, True)
     rates["product_float16"] = lambda: product_in(torch.float16, False)
     rates["product_bfloat16"] = lambda: product_in(torch.bfloat16, False)
-    mma = functools.cache(lambda: MmaRate(ground, folder))
+    mma = functools.cache(lambda: MmaRate(ground, folder, budget.left))
     rates |= {f"mma_sync_{name}": lambda name=name: mma()(name) for name in ("f16", "tf32")}
     for name, rate in rates.items():
         if budget.left <= 0:
