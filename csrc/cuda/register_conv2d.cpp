@@ -38,8 +38,9 @@ Tensor pack_weight(const Tensor& weight, int64_t groups, bool) {
 bool lies_packed(const Tensor& w, const ConvGeometry& g, Dtype dtype) {
   const cuda::PackedLayout layout = cuda::packed_layout(g, dtype);
   const auto same = [&](int d, int64_t stride) { return w.size(d) == 1 || w.stride(d) == stride; };
-  return layout.elements == w.numel() && same(0, layout.strides.o) && same(1, layout.strides.c) &&
-         same(2, layout.strides.i) && same(3, layout.strides.j) && cuda::aligned(w.const_data_ptr(), 16);
+  return size_of(dtype) == 2 && layout.elements == w.numel() && same(0, layout.strides.o) &&
+         same(1, layout.strides.c) && same(2, layout.strides.i) && same(3, layout.strides.j) &&
+         cuda::aligned(w.const_data_ptr(), 16);
 }
 
 // The weight that a call was given beside its own, of the input's type or, folded, of the accumulator's.
