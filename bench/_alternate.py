@@ -2,11 +2,12 @@
 
 import gc
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+
+from fastcnn._timing import cpu_block
 
 # A block lasts at least this long, so that reading the clock (50 ns) and waking a thread are lost in it.
 _BLOCK_SECONDS = 5e-4
@@ -47,34 +48,34 @@ class _Pool:
         self._data.add_(1.0)
 
 
-def _block(call: Callable[[], object], calls: int) -> float:
-    start = time.perf_counter()
-    for _ in range(calls):
-        call()
-    return time.perf_counter() - start
+Clock = Callable[[Callable[[], object], int], float]  # the seconds that so many calls take
 
 
-def _calls_per_block(call: Callable[[], object]) -> int:
+def _calls_per_block(call: Callable[[], object], block: Clock) -> int:
     call()
     calls = 1
     # The best of three: one try that a busy machine interrupts would look long enough.
-    while (seconds := min(_block(call, calls) for _ in range(3))) < _BLOCK_SECONDS:
+    while (seconds := min(block(call, calls) for _ in range(3))) < _BLOCK_SECONDS:
         calls = max(2 * calls, min(100 * calls, int(calls * 1.2 * _BLOCK_SECONDS / max(seconds, 1e-9))))
     return calls
 
 
 def alternate(
-    first: Callable[[], object], second: Callable[[], object], seconds: float, rounds: int | None = None
+    first: Callable[[], object],
+    second: Callable[[], object],
+    seconds: float,
+    rounds: int | None = None,
+    block: Clock = cpu_block,
 ) -> tuple[Timing, Timing]:
     """Times blocks of calls of both in turn, the order swapped every round, for about `seconds` or exactly `rounds`.
 
     The thread pool is woken before every block, for both alike: a pool that slept costs the next call up to
     milliseconds, and only a side that left it idle would pay.
     """
-    sides, calls = (first, second), (_calls_per_block(first), _calls_per_block(second))
+    sides, calls = (first, second), (_calls_per_block(first, block), _calls_per_block(second, block))
     pool = _Pool()
     if rounds is None:
-        one_round = sum(_block(side, n) for side, n in zip(sides, calls))
+        one_round = sum(block(side, n) for side, n in zip(sides, calls))
         rounds = max(_MIN_ROUNDS, min(_MAX_ROUNDS, int(seconds / one_round)))
     taken: tuple[list[float], list[float]] = ([], [])
     was_enabled = gc.isenabled()
@@ -83,7 +84,7 @@ def alternate(
         for i in range(rounds):
             for side in (0, 1) if i % 2 == 0 else (1, 0):
                 pool.wake()
-                taken[side].append(_block(sides[side], calls[side]) / calls[side])
+                taken[side].append(block(sides[side], calls[side]) / calls[side])
     finally:
         if was_enabled:
             gc.enable()

@@ -47,7 +47,7 @@ def poison(like: Sequence[Tensor], dtype: torch.dtype) -> None:
     Three rounds: glibc hands a large block back to the system on its first release and keeps it from then on.
     """
     for _ in range(3):
-        blocks = [torch.full(t.shape, math.nan, dtype=dtype) for t in like]
+        blocks = [torch.full(t.shape, math.nan, dtype=dtype, device=t.device) for t in like]
         del blocks
 
 

@@ -52,12 +52,18 @@ class Layer:
 
 
 def random_input(shape: Sequence[int], row: Row, generator: torch.Generator) -> Tensor:
-    return torch.randn(shape, generator=generator).to(row.dtype).to(memory_format=FORMATS[row.layout])
+    return (
+        torch.randn(shape, generator=generator, device=generator.device)
+        .to(row.dtype)
+        .to(memory_format=FORMATS[row.layout])
+    )
 
 
 def random_weight(shape: Sequence[int], row: Row, generator: torch.Generator) -> torch.nn.Parameter:
     """A Parameter of the layer's own scale (variance 1/fan_in), in the row's memory format as `module.to` leaves it."""
-    weight = torch.randn(shape, generator=generator) * (shape[0] / torch.Size(shape).numel()) ** 0.5
+    weight = (
+        torch.randn(shape, generator=generator, device=generator.device) * (shape[0] / torch.Size(shape).numel()) ** 0.5
+    )
     weight = weight.to(row.dtype)
     return torch.nn.Parameter(weight.to(memory_format=FORMATS[row.layout]) if weight.dim() == 4 else weight)
 
@@ -92,7 +98,11 @@ def backward(layer: Layer, generator: torch.Generator, reads_input: bool = True)
 
     with torch.no_grad():
         grad = layer.stock(*layer.inputs)
-    grad = torch.randn(grad.shape, generator=generator).to(grad.dtype).to(memory_format=_format_of(grad))
+    grad = (
+        torch.randn(grad.shape, generator=generator, device=generator.device)
+        .to(grad.dtype)
+        .to(memory_format=_format_of(grad))
+    )
     inputs64, grad64 = [t.detach().double() for t in layer.inputs], grad.double()
     expected = prepare(layer.stock, inputs64, grad64)()
     bounds = layer.grad_bounds(inputs64, grad64, expected)

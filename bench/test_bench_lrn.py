@@ -21,7 +21,7 @@ SMOKE = rows([find("alexnet.lrn2")], (1,), BOTH, WAYS)
 
 def stock_lrn(x: torch.Tensor, case: LRNCase) -> torch.Tensor:
     """The same formula in stock PyTorch: its alpha is divided by the window, and towers are normalised one by one."""
-    if x.dtype == torch.float16:  # which torch's composition does not take on the CPU
+    if x.dtype == torch.float16 and x.is_cpu:  # which torch's composition does not take on the CPU
         return stock_lrn(x.float(), case).half()
     alpha = case.alpha * case.window if case.alpha_mode == "sum" else case.alpha
     towers = [
@@ -85,7 +85,7 @@ def pooled_layer(row: Row, generator: torch.Generator) -> Layer:
         (unpooled,) = torch.autograd.grad(TF.max_pool2d(y, 3, 2), y, grad.abs())
         # A window's values, and the channels that these normalise, may have another gradient where it has a tie.
         windows = tied(y.detach()).double().flatten(0, 1).unsqueeze(1)
-        ties = TF.conv_transpose2d(windows, torch.ones(1, 1, 3, 3, dtype=torch.float64), stride=2)
+        ties = TF.conv_transpose2d(windows, torch.ones(1, 1, 3, 3, dtype=torch.float64, device=grad.device), stride=2)
         ties = TF.max_pool3d(ties.view_as(y), (row.case.window, 1, 1), 1, (row.case.window // 2, 0, 0))
         (bound,) = norm.grad_bounds(inputs, unpooled, expected)
         # The gradients of up to four windows are added: three roundings more, of some forty.

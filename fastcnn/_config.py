@@ -1,10 +1,12 @@
-"""Settings, read once from the environment at import: FASTCNN_DISABLE, _VERBOSE, _ACCURACY, _POLICY."""
+"""Settings, read once from the environment at import: FASTCNN_DISABLE, _VERBOSE, _ACCURACY, _POLICY, _CACHE_DIR."""
 
 import contextlib
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 logger = logging.getLogger("fastcnn")
 logger.addHandler(logging.NullHandler())
@@ -15,6 +17,11 @@ POLICIES = ("heuristic", "fastest")
 
 def _flag(name: str) -> bool:
     return os.environ.get(name, "") not in ("", "0")
+
+
+def _cache_dir() -> Path:
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # Path.home() may raise
+    return Path(os.environ.get("FASTCNN_CACHE_DIR") or Path(caches, "fastcnn"))
 
 
 def _choice(name: str, allowed: tuple[str, ...], default: str) -> str:
@@ -32,6 +39,7 @@ class Config:
     verbose: bool  # one line per dispatched kernel on the logger "fastcnn"
     accuracy: str
     policy: str
+    cache_dir: Path  # of what later processes can use: timing verdicts
 
     @property
     def level(self) -> int:
@@ -44,10 +52,22 @@ config = Config(
     verbose=_flag("FASTCNN_VERBOSE"),
     accuracy=_choice("FASTCNN_ACCURACY", ACCURACIES, "default"),
     policy=_choice("FASTCNN_POLICY", POLICIES, "heuristic"),
+    cache_dir=_cache_dir(),
 )
 if config.verbose:
     logger.addHandler(logging.StreamHandler())
     logger.setLevel(logging.INFO)
+
+
+class Road(threading.local):
+    """What policy "fastest" has decided for the call that is under way in this thread."""
+
+    candidate = ""  # outside of such a call
+    notes: tuple[str, ...] = ()  # for explain: how it was decided, and a line for each candidate
+
+
+STOCK = "ATen"  # the candidate that is PyTorch's own composition
+road = Road()
 
 
 class _Setting(contextlib.AbstractContextManager):
@@ -69,7 +89,8 @@ def set_accuracy(accuracy: str) -> _Setting:
 
 
 def set_policy(policy: str) -> _Setting:
-    """Sets how kernels are chosen: 'heuristic' (from the shape) or 'fastest' (timed once per shape)."""
+    """Sets how kernels are chosen: 'heuristic' (from the shape) or 'fastest' (fastcnn's and PyTorch's are timed once a
+    shape, and the verdict is kept in the cache directory)."""
     return _Setting("policy", policy, POLICIES)
 
 

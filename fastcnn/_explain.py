@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import _library, functional
-from ._config import config
-from .ops._face import FLOATING
+from ._config import STOCK as ATEN
+from ._config import config, road
+from .ops._define import memory_format
+from .ops._face import FLOATING, TF32
 
 # Stock kernels that a fastcnn function falls back to. Others (linear, dropout, ...) are no business of fastcnn's.
 STOCK = {
@@ -160,8 +163,33 @@ def _cuda(where: str, name: str, x: torch.Tensor) -> Choice:
     return Choice(where, name, _describe(x), f"{name} (CUDA)", "", why, override=override)
 
 
+def _cuda_conv2d(
+    where: str, op: str, x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, geometry: tuple[int, ...], tf32: bool
+) -> Choice:
+    """geometry: stride, padding and dilation (two each), groups. tf32: float32 may be rounded to it."""
+    choice, transposed = _cuda(where, op, x), op == "conv_transpose2d"
+    if 0 in y.shape:
+        return replace(choice, kernel="none", why="the output is empty: nothing is launched")
+    last = memory_format(x) is memory_format(y) is torch.channels_last
+    kind = x.element_size(), x.dtype == torch.float64, x.dtype == torch.bfloat16
+    sizes = tuple((y if transposed else x).shape), tuple(weight.shape)
+    found = _library._C.explain_cuda_conv2d(*sizes, geometry, *kind, last, transposed, tf32)
+    why = f"{found['why']}; not timed on any GPU"
+    if found["copies"]:
+        why += "; NCHW input is copied to NHWC first, and the output back"
+    return replace(
+        choice,
+        input=f"{choice.input}, weight {'x'.join(map(str, weight.shape))}, groups {geometry[6]}",
+        kernel=f"{found['kernel']} (CUDA)",
+        tile=found["tile"],
+        why=why,
+        considered=[f"{kernel}: would run {condition}" for kernel, condition in found["others"]],
+    )
+
+
 class _Recorder(TorchDispatchMode):
-    def __init__(self, model: torch.nn.Module | None):
+    def __init__(self, model: torch.nn.Module | None, states: dict[str, torch.Tensor] | None = None):
+        """states: the tensors that stand for the model's parameters and buffers, if others than its own."""
         super().__init__()
         self.rows: list[Choice] = []
         self.path: list[str] = []
@@ -172,6 +200,7 @@ class _Recorder(TorchDispatchMode):
             for name, module in modules
             for t in (*module.parameters(recurse=False), *module.buffers(recurse=False))
         }
+        self.owners |= {id(t): name.rpartition(".")[0] for name, t in (states or {}).items()}
 
     def enter(self, module, args) -> None:
         """A forward pre-hook: what is dispatched from now on belongs to this module."""
@@ -181,25 +210,35 @@ class _Recorder(TorchDispatchMode):
         """A forward hook."""
         self.path.pop()
 
+    def _add(self, row: Choice) -> None:
+        if road.notes:
+            how, *times = road.notes
+            row = replace(row, why=f"{row.why}; {how}", considered=[*row.considered, *times])
+        self.rows.append(row)
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         called, name = self.path[-1] if self.path else "", func._opname
         where = next((self.owners[id(a)] for a in args[1:] if id(a) in self.owners), called)
         if func.namespace == "fastcnn" and not name.startswith("_pack"):
             if args[0].is_cuda:
-                self.rows.append(_cuda(where, name.strip("_").removesuffix("_values"), args[0]))
+                result = func(*args, **(kwargs or {}))
+                self._add(self._on_cuda(where, name.strip("_").removesuffix("_values"), args, result))
+                return result
             elif name in ("conv2d", "_conv2d"):
                 geometry = args[5] if name == "_conv2d" else (*args[4], *args[5], *args[6], args[7])
                 how = args[-1], name == "_conv2d" and args[2] is not None
-                self.rows.append(_conv2d(where, args[0], args[1], tuple(geometry[:7]), how))
+                self._add(_conv2d(where, args[0], args[1], tuple(geometry[:7]), how))
             elif name in ("conv2d_bn_relu", "_conv2d_bn_relu"):
                 geometry = (*args[6], *args[7], *args[8], args[9])
-                self.rows.append(_bn_relu(where, args[0], args[1], geometry, args[-1]))
+                self._add(_bn_relu(where, args[0], args[1], geometry, args[-1]))
             else:
-                self.rows.append(_other(where, name.strip("_").removesuffix("_values"), args[0]))
+                self._add(_other(where, name.strip("_").removesuffix("_values"), args[0]))
         elif name in STOCK:
             x = args[0]
             if config.disabled:
                 why = "FASTCNN_DISABLE is set"
+            elif road.candidate == ATEN:
+                why = "the fastest when timed"
             elif x.is_cuda and _library.cuda_missing:
                 why = f"fastcnn has no CUDA kernels here: {_library.cuda_missing}"
             elif x.device.type != "cpu":
@@ -208,8 +247,20 @@ class _Recorder(TorchDispatchMode):
                 why = "a stock module or function, not fastcnn's"
             else:
                 why = f"fastcnn computes floating-point tensors, not {x.dtype}"
-            self.rows.append(Choice(where, name, _describe(x), "stock PyTorch (ATen)", "", why))
+            self._add(Choice(where, name, _describe(x), "stock PyTorch (ATen)", "", why))
         return func(*args, **(kwargs or {}))
+
+    @staticmethod
+    def _on_cuda(where: str, name: str, args: tuple, result) -> Choice:
+        tf32 = False
+        if name == "conv2d":  # the raw op has its geometry in one list
+            tf32 = args[-1] >= TF32
+            geometry = args[5][:7] if len(args) == 8 else (*args[4], *args[5], *args[6], args[7])
+        elif name == "conv_transpose2d":
+            geometry = (*args[3], *args[4], *args[6], args[7])
+        else:
+            return _cuda(where, name, args[0])
+        return _cuda_conv2d(where, name, args[0], args[1], result, tuple(geometry), tf32)
 
 
 def explain(
@@ -223,7 +274,8 @@ def explain(
     module_or_op: a module (run in evaluation mode) or any function of tensors, such as
     ``functools.partial(F.max_pool2d, kernel_size=3, stride=2)``; a string names a function of fastcnn.functional.
     shapes: one for each tensor argument. Runs it once, on zeros of `dtype` (by default the module's, else float32)
-    on `device`.
+    on `device`, to which a module's parameters are copied. For device "cuda" no GPU is needed: without one, tensors
+    without data tell what would run.
     """
     call = getattr(functional, module_or_op) if isinstance(module_or_op, str) else module_or_op
     for shape in shapes:
@@ -232,10 +284,14 @@ def explain(
     if dtype is None:
         parameters = call.parameters() if isinstance(call, torch.nn.Module) else iter(())
         dtype = next((p.dtype for p in parameters), torch.float32)
-    inputs = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
     model = call if isinstance(call, torch.nn.Module) else None
-    recorder = _Recorder(model)
+    target = torch.device(device)
     with contextlib.ExitStack() as undo, torch.no_grad():
+        if target.type == "cuda" and not torch.cuda.is_available():
+            undo.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        inputs = [torch.zeros(shape, dtype=dtype, device=target) for shape in shapes]
+        states = _states_on(model, target) if model is not None else {}
+        recorder = _Recorder(model, states)
         for m in () if model is None else model.modules():
             undo.callback(setattr, m, "training", m.training)
             m.training = False
@@ -243,8 +299,17 @@ def explain(
         undo.enter_context(_hook(register_module_forward_pre_hook(recorder.enter)))
         undo.enter_context(_hook(register_module_forward_hook(recorder.leave, always_call=True)))
         with recorder:
-            call(*inputs)
+            if model is not None and states:
+                torch.func.functional_call(model, states, tuple(inputs))
+            else:
+                call(*inputs)
     return Explanation(recorder.rows)
+
+
+def _states_on(model: torch.nn.Module, device: torch.device) -> dict[str, torch.Tensor]:
+    """The parameters and buffers that lie elsewhere, as they would be on this device."""
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    return {name: t.detach().to(device) for name, t in tensors if t.device.type != device.type}
 
 
 @contextlib.contextmanager

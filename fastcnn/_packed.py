@@ -110,7 +110,8 @@ def fold(tensors: list, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _packable(weight: torch.Tensor) -> bool:
-    # The fingerprint reads the CPU's memory; CUDA's kernels take weights as they are.
+    # The fingerprint reads the CPU's memory. Of a GPU's it would have to wait for the kernels under way; without it a
+    # write through .data or by a fused optimizer would go unseen. docs/gpu.md says what CUDA's kernels do instead.
     parameter = type(weight) is torch.nn.Parameter and weight.is_cpu
     return parameter and weight.dim() == 4 and weight.numel() > 0 and _dense(weight)
 
@@ -136,10 +137,14 @@ cache = PackedWeights()
 
 
 def clear_cache() -> None:
-    """Drops packed weights and gives the memory that no tensor uses back to the system.
+    """Drops packed weights and policy "fastest"'s verdicts, those in the cache directory too, and gives the memory that
+    no tensor uses back to the system.
 
     For results it is needed only after a write that PyTorch cannot see and that changed single elements.
     """
+    from .ops import _policy  # imports this module
+
     cache.clear()
+    _policy.clear()
     if _library.load_error is None:
         _library._C.arena_clear()

@@ -7,26 +7,34 @@ import pytest
 import torch
 
 from fastcnn import _library
+from fastcnn._config import config as fastcnn_config
 
 
 def pytest_addoption(parser):
     parser.addoption("--run-slow", action="store_true", help="run the tests marked slow, too")
     parser.addoption("--simt", action="store_true", help="compute by the CUDA kernels, run on the CPU (tests/simt)")
+    parser.addoption("--gpu", action="store_true", help="compute by the CUDA kernels on a GPU (tests/gpu.py)")
     parser.addoption("--fuzz-seed", type=int, default=0, help="what the random calls of tests/fuzz start from")
     parser.addoption("--fuzz-cases", type=int, default=300, help="how many there are; 20000 for a night")
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes many minutes; run with --run-slow or -m slow")
-    config.addinivalue_line("markers", "cpu: of the CPU's kernels alone; skipped with --simt")
+    config.addinivalue_line("markers", "cpu: of the CPU's kernels alone; skipped with --simt and --gpu")
     if config.getoption("--simt"):
         from tests.simt import library
 
         library.take_over()
+    if config.getoption("--gpu"):
+        from tests import gpu
+
+        if not torch.cuda.is_available():
+            raise pytest.UsageError("--gpu: torch finds no GPU")
+        gpu.take_over()
 
 
 def pytest_collection_modifyitems(config, items):
-    if config.getoption("--simt"):
+    if config.getoption("--simt") or config.getoption("--gpu"):
         for item in items:
             if item.get_closest_marker("cpu"):
                 item.add_marker(pytest.mark.skip(reason="of the CPU's kernels alone"))
@@ -40,6 +48,14 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache_directory(tmp_path_factory):
+    """clear_cache() empties it."""
+    before, fastcnn_config.cache_dir = fastcnn_config.cache_dir, tmp_path_factory.mktemp("cache")
+    yield
+    fastcnn_config.cache_dir = before
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -60,6 +60,7 @@ def test_python_m_fastcnn():
         ["explain", "conv2d", "--input", "1,x,27,27"],
         ["explain", "conv2d", "--input", "1,96,27,27", "--groups", 5],
         ["explain", "lenet5", "--dtype", "int8"],
+        ["explain", "lenet5", "--device", "tpu"],
         ["explain", "lenet5", "--input", "1,3,32,32"],
         ["demo", "--epochs", 0],
         ["demo", "--output", "no/such/directory/report.html"],
@@ -192,6 +193,18 @@ def test_explain(arguments):
     assert result.exit_code == 0, result.output
     assert fastcnn.cpu_capability() in result.stdout
     assert not result.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("model", ["lenet5", "resnet20", "squeezenet1_1"])
+def test_explain_for_a_gpu_that_is_not_there(model):
+    rows = json.loads(run("explain", model, "--device", "cuda", "--json").stdout)
+    kernels = {row["kernel"] for row in rows}
+    assert kernels
+    assert all(kernel.endswith("(CUDA)") or kernel == "stock PyTorch (ATen)" for kernel in kernels)
+    for row in rows:
+        if row["kernel"] == "stock PyTorch (ATen)":
+            assert row["why"].startswith(("fastcnn has no cuda kernel", "fastcnn has no CUDA kernels here"))
 
 
 def test_explain_json():

@@ -99,7 +99,7 @@ inline int64_t moment_pixels(ConvKernel kernel, const ConvGeometry& g, Dtype dty
   return p.pieces == 1 || p.tiles() >= 4 * processors ? p.m : 0;
 }
 
-// Of a convolution as it is called; the sums of an input gradient take choose_kernel's.
+// Of a convolution as it is called.
 inline ConvKernel choose_forward(const ConvGeometry& g, Dtype dtype, int64_t h, int64_t w, bool channels_last,
                                  bool tf32) {
   if (is_first_layer(g, dtype, h, w)) return dtype == Dtype::f32 ? ConvKernel::first_ffma : ConvKernel::first_mma;
@@ -116,6 +116,20 @@ inline ConvKernel choose_weight_grad(const ConvGeometry& g, Dtype dtype, int64_t
   if (in_planes(g, dtype) && plane_grad_tile(g, h, w).rows > 0) return ConvKernel::grouped_mma;
   if (in_chunks(g, dtype) && grouped_grad_tile(g, h, w, dtype).rows > 0) return ConvKernel::grouped;
   return choose_gemm(g, dtype, tf32);
+}
+
+// Of an input gradient, whose g has the convolution's strides and dilations, but swapped channels.
+inline ConvKernel choose_adjoint_kernel(const ConvGeometry& g, Dtype dtype, int64_t h, int64_t w, bool channels_last,
+                                        bool tf32) {
+  const bool strided = g.sh > 1 || g.sw > 1, dilated = g.dh > 1 || g.dw > 1;
+  return strided && dilated ? ConvKernel::direct : choose_kernel(g, dtype, h, w, channels_last, tf32);
+}
+
+// Whether a kernel takes x, residual and y in NHWC alone, to which NCHW tensors are copied; float32 comes to tensor
+// cores in its own layout.
+inline bool reads_nhwc(ConvKernel kernel, Dtype dtype, bool channels_last) {
+  return kernel == ConvKernel::grouped || kernel == ConvKernel::grouped_mma ||
+         (kernel == ConvKernel::mma && (size_of(dtype) == 2 || channels_last));
 }
 
 }  // namespace fastcnn::cuda

@@ -47,6 +47,15 @@ Tensor packed_weight(const Tensor& weight, int64_t groups, bool tf32) {
 
 Tensor pack_weight(const Tensor& weight, int64_t groups, bool) { return packed_weight(weight, groups, false); }
 
+// Whether a weight lies in memory as a kernel reads packed ones: of 16 bits, and channels_last.
+bool lies_packed(const Tensor& w, const ConvGeometry& g, Dtype dtype) {
+  const cuda::PackedLayout layout = cuda::packed_layout(g, dtype);
+  const auto same = [&](int d, int64_t stride) { return w.size(d) == 1 || w.stride(d) == stride; };
+  return size_of(dtype) == 2 && layout.elements == w.numel() && same(0, layout.strides.o) &&
+         same(1, layout.strides.c) && same(2, layout.strides.i) && same(3, layout.strides.j) &&
+         cuda::aligned(w.const_data_ptr(), 16);
+}
+
 // The weight that a call was given beside its own, of the input's type or, folded, of the accumulator's.
 Tensor given(const Tensor& packed, const ConvGeometry& g, Dtype dtype, bool tf32) {
   constexpr const char* kOp = "conv2d";
@@ -75,13 +84,6 @@ Map nhwc_map(const Tensor& t) {
 Tensor nhwc_output(const Tensor& y) {
   const bool same = is_channels_last(y) || y.size(2) * y.size(3) == 1;
   return same ? y : empty(sizes(y), y, MemoryFormat::ChannelsLast);
-}
-
-// Whether a kernel takes x, residual and y in NHWC alone; float32 comes to tensor cores in its own layout.
-bool reads_nhwc(cuda::ConvKernel kernel, const Tensor& x) {
-  const bool any = size_of(x.scalar_type()) > 2 && !is_channels_last(x);
-  return kernel == cuda::ConvKernel::grouped || kernel == cuda::ConvKernel::grouped_mma ||
-         (kernel == cuda::ConvKernel::mma && !any);
 }
 
 auto start(cuda::ConvKernel kernel) {
@@ -162,19 +164,20 @@ Tensor convolve(const Tensor& input, const Tensor& weight, const OptionalTensor&
   if (bias) p.bias = b.const_data_ptr(), p.wide_bias = b.scalar_type() != input.scalar_type();
   const bool channels_last = is_channels_last(x) && is_channels_last(y);
   const auto kernel = cuda::choose_forward(p.g, p.dtype, size[2], size[3], channels_last, tf32);
-  const bool nhwc = reads_nhwc(kernel, x);
+  const bool nhwc = cuda::reads_nhwc(kernel, p.dtype, is_channels_last(x));
   const Tensor to = nhwc ? nhwc_output(y) : y, r = residual ? (nhwc ? as_nhwc(*residual) : *residual) : x;
   if (nhwc) x = as_nhwc(x);
   if (residual) p.residual = r.const_data_ptr(), p.rm = nhwc ? nhwc_map(r) : map_of(r);
   p.x = x.const_data_ptr(), p.xm = nhwc ? nhwc_map(x) : map_of(x);
   p.y = to.mutable_data_ptr(), p.ym = nhwc ? nhwc_map(to) : map_of(to);
   const bool by_strides = kernel == cuda::ConvKernel::direct || kernel == cuda::ConvKernel::grouped;
-  const bool as_it_is = by_strides && !packed, rounded = p.dtype == Dtype::f32 && kernel == cuda::ConvKernel::mma;
+  const bool as_it_is = !packed && (by_strides || lies_packed(weight, p.g, p.dtype));
+  const bool rounded = p.dtype == Dtype::f32 && kernel == cuda::ConvKernel::mma;
   const Tensor w = packed     ? given(*packed, p.g, p.dtype, rounded)
                    : as_it_is ? weight
                               : packed_weight(weight, a.groups, rounded);
   p.w = w.const_data_ptr();
-  p.ws = as_it_is ? strides_of(weight, a.groups) : cuda::packed_layout(p.g, p.dtype).strides;
+  p.ws = by_strides && as_it_is ? strides_of(weight, a.groups) : cuda::packed_layout(p.g, p.dtype).strides;
   if (moments) want_moments(p, kernel, y, *moments);
   run(kOp, kernel, x, p);
   return to.get() == y.get() ? y : torch::stable::contiguous(to);
@@ -232,11 +235,9 @@ Tensor transposed(const char* op, const Tensor& g, const Tensor& weight, const O
   std::swap(p.g.group_in, p.g.group_out);
   const Tensor b = bias ? torch::stable::contiguous(*bias) : g;
   if (bias) p.bias = b.const_data_ptr();
-  const bool strided = p.g.sh > 1 || p.g.sw > 1, dilated = p.g.dh > 1 || p.g.dw > 1;
-  const auto wanted =
-      cuda::choose_kernel(p.g, p.dtype, y.size(2), y.size(3), is_channels_last(g) && is_channels_last(y), tf32);
-  const auto kernel = strided && dilated ? cuda::ConvKernel::direct : wanted;
-  const bool nhwc = reads_nhwc(kernel, g);
+  const auto kernel =
+      cuda::choose_adjoint_kernel(p.g, p.dtype, y.size(2), y.size(3), is_channels_last(g) && is_channels_last(y), tf32);
+  const bool nhwc = cuda::reads_nhwc(kernel, p.dtype, is_channels_last(g));
   const Tensor from = nhwc ? as_nhwc(g) : g, to = nhwc ? nhwc_output(y) : y;
   p.x = from.const_data_ptr(), p.xm = nhwc ? nhwc_map(from) : map_of(from);
   p.y = to.mutable_data_ptr(), p.ym = nhwc ? nhwc_map(to) : map_of(to);

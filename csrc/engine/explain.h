@@ -13,8 +13,8 @@ namespace fastcnn {
 using Sizes = std::array<int64_t, 4>;
 using Geometry = std::array<int64_t, 7>;
 
-inline Conv2dParams conv2d_params(const Sizes& x, const Sizes& weight, const Geometry& geometry, Dtype dtype,
-                                  bool channels_last, int64_t accuracy, bool packed) {
+inline Conv2dParams conv2d_sizes(const Sizes& x, const Sizes& weight, const Geometry& geometry, Dtype dtype,
+                                 bool channels_last) {
   const auto map = [&](int64_t n, int64_t c, int64_t h, int64_t w) {
     return channels_last ? Map{n, c, h, w, c * h * w, 1, w * c, c} : Map{n, c, h, w, c * h * w, h * w, w, 1};
   };
@@ -41,6 +41,12 @@ inline Conv2dParams conv2d_params(const Sizes& x, const Sizes& weight, const Geo
   p.xm = map(x[0], x[1], x[2], x[3]);
   p.ym = map(x[0], weight[0], out(x[2], weight[2], geometry[0], geometry[2], geometry[4]),
              out(x[3], weight[3], geometry[1], geometry[3], geometry[5]));
+  return p;
+}
+
+inline Conv2dParams conv2d_params(const Sizes& x, const Sizes& weight, const Geometry& geometry, Dtype dtype,
+                                  bool channels_last, int64_t accuracy, bool packed) {
+  Conv2dParams p = conv2d_sizes(x, weight, geometry, dtype, channels_last);
   p.algorithm = choose_conv2d(p.g, p.ym, p.dtype, cpu_isa(), accuracy, packed);
   flatten_pixels(p);
   return p;
@@ -53,10 +59,14 @@ inline bool conv2d_is_winograd(const Sizes& x, const Sizes& weight, const Geomet
          conv2d_params(x, weight, geometry, Dtype::f32, true, accuracy, true).algorithm == ConvAlgorithm::winograd;
 }
 
+inline Dtype dtype_named(int element_size, bool is_double, bool is_bfloat16) {
+  return is_double ? Dtype::f64 : is_bfloat16 ? Dtype::bf16 : element_size == 4 ? Dtype::f32 : Dtype::f16;
+}
+
 inline pybind11::dict explain_conv2d(const Sizes& x, const Sizes& weight, const Geometry& geometry, int element_size,
                                      bool is_double, bool is_bfloat16, bool channels_last, int64_t accuracy,
                                      bool packed) {
-  const Dtype dtype = is_double ? Dtype::f64 : is_bfloat16 ? Dtype::bf16 : element_size == 4 ? Dtype::f32 : Dtype::f16;
+  const Dtype dtype = dtype_named(element_size, is_double, is_bfloat16);
   const Conv2dParams p = conv2d_params(x, weight, geometry, dtype, channels_last, accuracy, packed);
   const Conv2dPlan plan = plan_conv2d(p, cpu_isa(), num_threads());
   pybind11::dict d;

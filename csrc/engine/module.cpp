@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "engine/explain.h"
+#include "engine/explain_cuda.h"
 #include "ops/arena.h"
 #include "ops/isa.h"
 
@@ -56,6 +57,7 @@ PYBIND11_MODULE(_C, m) {
     return std::pair(use.used, use.kept);
   });
   m.def("explain_conv2d", &fastcnn::explain_conv2d);
+  m.def("explain_cuda_conv2d", &fastcnn::explain_cuda_conv2d);
   m.def("conv2d_is_winograd", &fastcnn::conv2d_is_winograd);
   m.def("supported_capability", [] { return name_of(fastcnn::supported_isa()); });
 }

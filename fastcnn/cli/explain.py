@@ -30,11 +30,14 @@ def explain(
     dilation: Annotated[int, typer.Option(min=1)] = 1,
     groups: Annotated[int, typer.Option(min=1)] = 1,
     dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "float32",
+    device: Annotated[str, typer.Option(help="cpu or cuda; for cuda no GPU is needed.")] = "cpu",
     json: Json = False,
 ) -> None:
     """Print which kernel runs for a model's layers or for one op, with which tile, and why."""
     if dtype not in DTYPES:
         raise typer.BadParameter(f"expected dtype to be one of {', '.join(DTYPES)}, but got {dtype!r}")
+    if device not in ("cpu", "cuda"):
+        raise typer.BadParameter(f"expected device to be cpu or cuda, but got {device!r}")
     module: torch.nn.Module
     if what in list_models():
         shape = sizes(input) if input else tuple(example_batch(what, 1)[0].shape)
@@ -75,7 +78,7 @@ def explain(
         expected = ", ".join([*list_models(), *OPS])
         raise typer.BadParameter(f"expected a model or an op ({expected}), but got {what!r}")
     try:
-        explanation = fastcnn.explain(module.to(DTYPES[dtype]), shape, dtype=DTYPES[dtype])
+        explanation = fastcnn.explain(module.to(DTYPES[dtype]), shape, dtype=DTYPES[dtype], device=device)
     except RuntimeError as error:  # input that does not fit
         raise typer.BadParameter(str(error)) from error
     if json:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from .. import _library
-from .._config import config, logger
+from .._config import STOCK, config, logger, road
 from ._define import transforming
 
 FLOATING = frozenset((torch.float32, torch.float64, torch.float16, torch.bfloat16))
@@ -14,6 +14,8 @@ FLOATING = frozenset((torch.float32, torch.float64, torch.float16, torch.bfloat1
 def native(x: torch.Tensor, op: str) -> bool:
     """Whether fastcnn has a kernel of this op for this tensor; if not, the stock PyTorch composition computes."""
     if config.disabled or x.dtype not in FLOATING or x.layout is not torch.strided:
+        return False
+    if config.policy == "fastest" and road.candidate == STOCK:
         return False
     if not x.is_cpu:
         return x.is_cuda and op in _library.cuda_ops

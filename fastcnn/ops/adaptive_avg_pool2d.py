@@ -7,6 +7,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from ._define import register
 from ._face import batched, dispatch, native
+from ._policy import by_policy
 from ._pool import average
 
 
@@ -29,6 +30,7 @@ def reference(x, output_size) -> torch.Tensor:
 ops = register(define)
 
 
+@by_policy
 def adaptive_avg_pool2d(input, output_size):
     """Average pooling to a fixed size with torch.nn.functional.adaptive_avg_pool2d's rules (He et al. 2015: global
     average pooling for output_size 1).

@@ -7,6 +7,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from ._define import register
 from ._face import batched, dispatch, native, pair
+from ._policy import by_policy
 from ._pool import average, output_size
 
 
@@ -42,6 +43,7 @@ def reference(
 ops = register(define)
 
 
+@by_policy
 def avg_pool2d(
     input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None
 ):

@@ -7,6 +7,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from ._define import Differentiable, fold, memory_format, register, register_fake
 from ._face import batched, dispatch, native, refuse, together
+from ._policy import by_policy
 
 
 def define(namespace: str) -> SimpleNamespace:
@@ -64,6 +65,7 @@ def reference(x, running_mean, running_var, weight, bias, eps, relu):
 ops = register(define)
 
 
+@by_policy
 def batch_norm_relu(
     input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5, activation="relu"
 ):

@@ -11,6 +11,7 @@ from .. import _library, _packed
 from .._config import ACCURACIES, config
 from ._define import Differentiable, autocast, fold, memory_format, register, register_fake
 from ._face import autocast_cast, batched, dispatch, log, native, pair, refuse, together, tracing, with_tf32
+from ._policy import by_policy
 
 
 def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
@@ -168,6 +169,7 @@ def reference(x, weight, bias, residual, stride, padding, dilation, groups, relu
 ops = register(define)
 
 
+@by_policy
 def conv2d(
     input,
     weight,

@@ -11,6 +11,7 @@ from .._config import config
 from . import conv2d as convolution
 from ._define import Differentiable, autocast, loop, memory_format, register, register_fake
 from ._face import autocast_cast, batched, dispatch, log, native, pair, refuse, together, tracing, with_tf32
+from ._policy import by_policy
 
 
 def define(namespace: str) -> SimpleNamespace:
@@ -131,6 +132,7 @@ def reference(x, weight, bias, residual, bn_weight, bn_bias, geometry, eps, relu
 ops = register(define)
 
 
+@by_policy
 def conv2d_bn_relu(
     input,
     weight,

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 from . import conv2d
 from ._define import Differentiable, autocast, fold, memory_format, register, register_fake
 from ._face import autocast_cast, batched, dispatch, native, pair, refuse, together
+from ._policy import by_policy
 
 
 def output_size(size: int, kernel: int, stride: int, padding: int, output_padding: int, dilation: int) -> int:
@@ -100,6 +101,7 @@ def reference(x, weight, bias, stride, padding, output_padding, dilation, groups
 ops = register(define)
 
 
+@by_policy
 def conv_transpose2d(input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
     """Transposed convolution with torch.nn.functional.conv_transpose2d's arguments: the adjoint of conv2d.
 

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import register_flop_formula
 from ._bilinear import bilinear
 from ._define import register
 from ._face import autocast_cast, batched, dispatch, native, pair, refuse, together
+from ._policy import by_policy
 
 
 def define(namespace: str) -> SimpleNamespace:
@@ -55,6 +56,7 @@ def reference(x, weight, bias, stride, padding, dilation):
 ops = register(define)
 
 
+@by_policy
 def local_conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1):
     """Locally connected convolution (cuda-convnet's unshared one): each output position has a filter of its own.
 

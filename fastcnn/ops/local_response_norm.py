@@ -7,6 +7,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from ._define import Differentiable, fold, memory_format, register, register_fake
 from ._face import dispatch, native
+from ._policy import by_policy
 
 
 def window_sum(x, before: int, after: int, groups: int):
@@ -106,6 +107,7 @@ def reference(x, size, alpha=1e-4, beta=0.75, k=1.0, groups=1, relu=False):
 ops = register(define)
 
 
+@by_policy
 def local_response_norm(input, size, alpha=1e-4, beta=0.75, k=1.0, *, alpha_mode="mean", groups=1, activation=None):
     """Local response normalization across channels with torch.nn.functional.local_response_norm's arguments.
 

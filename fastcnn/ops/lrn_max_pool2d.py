@@ -9,6 +9,7 @@ from . import local_response_norm as norm
 from . import max_pool2d as pool
 from ._define import Differentiable, fold, memory_format, register, register_fake
 from ._face import batched, dispatch, native, pair, tracing
+from ._policy import by_policy
 from ._pool import output_size, pooled
 
 NORM_ARGUMENTS = 6  # size, alpha, beta, k, groups, relu; max pooling's five follow
@@ -75,6 +76,7 @@ def reference(x, *args):
 ops = register(define)
 
 
+@by_policy
 def lrn_max_pool2d(
     input,
     size,

@@ -8,6 +8,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from ._define import Differentiable, fold, memory_format, register, register_fake
 from ._face import batched, dispatch, native, pair, tracing
+from ._policy import by_policy
 from ._pool import output_size, pooled
 
 
@@ -101,6 +102,7 @@ def reference(x, kernel_size, stride, padding, dilation=(1, 1), ceil_mode=False)
 ops = register(define)
 
 
+@by_policy
 def max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
     """Max pooling with torch.nn.functional.max_pool2d's arguments and rules (Krizhevsky et al. 2012, section 3.4:
     overlapping where stride < kernel_size). NaN wins; the gradient goes to the first maximum of a window.

@@ -7,6 +7,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from ._define import Differentiable, fold, memory_format, register, register_fake
 from ._face import batched, dispatch, native, pair, refuse, together
+from ._policy import by_policy
 
 
 def define(namespace: str) -> SimpleNamespace:
@@ -60,6 +61,7 @@ def reference(x, indices, output_size, sum):
 ops = register(define)
 
 
+@by_policy
 def max_unpool2d(input, indices, kernel_size, stride=None, padding=0, output_size=None, *, overlap="assign"):
     """Partial inverse of max pooling, with torch.nn.functional.max_unpool2d's arguments and rules.
 

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import register_flop_formula
 from ._bilinear import bilinear
 from ._define import register
 from ._face import autocast_cast, batched, dispatch, native, pair, refuse, together
+from ._policy import by_policy
 
 
 def define(namespace: str) -> SimpleNamespace:
@@ -74,6 +75,7 @@ def reference(x, weight, bias, table, stride, padding):
 ops = register(define)
 
 
+@by_policy
 def sparse_conv2d(input, weight, bias, table, stride=1, padding=0):
     """Convolution with a channel link table (LeCun et al. 1998, layer C3): absent links have no weight.
 

@@ -9,6 +9,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from ._bilinear import bilinear
 from ._define import register
 from ._face import autocast_cast, batched, dispatch, native, pair, refuse, together
+from ._policy import by_policy
 
 
 def define(namespace: str) -> SimpleNamespace:
@@ -35,6 +36,7 @@ def reference(x, weight, bias, kernel_size, stride, scale):
 ops = register(define)
 
 
+@by_policy
 def subsample2d(input, weight, bias=None, kernel_size=2, stride=None, *, reduce="sum"):
     """Trainable subsampling (LeCun et al. 1998, layers S2 and S4): one weight and one bias a map.
 

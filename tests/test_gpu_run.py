@@ -1,0 +1,286 @@
+"""The GPU run without a GPU: every part that can runs, by tests/simt on small shapes, and what cannot is said."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from bench import gpu_run
+from bench.gpu import layers, networks, summary
+from bench.gpu.machine import Ground
+from bench.gpu.results import Budget, Results, run
+from tests.simt import library
+
+ROOT = Path(__file__).parents[1]
+simt = pytest.mark.skipif(library.MISSING is not None, reason=str(library.MISSING))
+CPU = Ground(torch.device("cpu"), dry=True)
+
+
+@pytest.fixture
+def results(tmp_path):
+    return Results(tmp_path / "results.json", Console(quiet=True), 60.0)
+
+
+def program(tmp_path, *options: str) -> tuple[subprocess.CompletedProcess, dict]:
+    out = tmp_path / "out" / "results.json"
+    command = [sys.executable, "bench/gpu_run.py", "--dry-run", "-o", str(out), *options]
+    env = {**os.environ, "COLUMNS": "200"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900, check=False)
+    return done, json.loads(out.read_text())
+
+
+@simt
+def test_dry_run(tmp_path):
+    done, data = program(tmp_path, "--seconds", "5400")  # compilers on a busy machine
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert data["finished"]
+    assert data["machine"]["dry_run"]
+    assert data["machine"]["gpu"].startswith("no GPU")
+    parts = data["parts"]
+    assert parts["build"]["exit"] == 0
+    assert "passed" in parts["tests"]["files"]["max_pool2d"]["summary"]
+    assert parts["sanitizer"]["runs"] == {"alone": 0}
+    assert set(parts["sanitizer"]["skipped"].values()) == {"there is no GPU"}
+    rates = ("memory_bytes_per_s", "l2_bytes_per_s", "product_float32", "product_tf32", "mma_sync_f16", "mma_sync_tf32")
+    assert all(parts["calibration"][rate] > 0 for rate in rates)
+    jobs = [*layers.small_jobs(), *networks.small_jobs()]
+    assert len(data["rows"]) == len(jobs)
+    assert not [row for row in data["rows"] if "ratio" not in row], done.stdout
+    assert {row["op"] for row in data["rows"]} == {job.op for job in layers.small_jobs()} | {"network", "training"}
+    assert all(row["error_over_bound"] <= 1 for row in data["rows"] if "error_over_bound" in row)
+    assert "no GPU was used: the times below mean nothing" in done.stdout
+    assert "stock's time / fastcnn's" in done.stdout
+
+
+@simt
+def test_parts_without_time_are_left_out_visibly(tmp_path):
+    skipped = [option for part in gpu_run.SHARES for option in ("--skip", part)]
+    done, data = program(tmp_path, *skipped)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert data["rows"] == []
+    for part in ("build", "tests", "sanitizer"):
+        assert f"skipped {part}: --skip" in done.stdout
+    assert "skipped product_float32: no time left" in done.stdout
+    assert "conv2d small.conv b5 channels_last float16 forward and what follows: no time left" in done.stdout
+
+
+def test_without_a_gpu_it_says_so(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    done = subprocess.run([sys.executable, "bench/gpu_run.py"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "torch finds no GPU: --dry-run shows what would run" in done.stderr
+
+
+BRIDGE = """
+import torch
+from tests import gpu
+from tests.simt import library
+
+sent = []
+
+
+def send(t):
+    sent.append(t)
+    return t.clone()
+
+
+def pytest_configure(config):
+    ops, found = library.load(), torch._C._dispatch_get_all_op_names()
+    has_kernel = lambda name: torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU")
+    names = [name for name in found if name.startswith("fastcnn_simt::") and has_kernel(name)]
+    gpu.take_over(names=frozenset(name.partition("::")[2] for name in names), ops=ops, send=send)
+
+
+def pytest_unconfigure(config):
+    print(f"{len(sent)} tensors went to the device")
+"""
+
+
+@simt
+def test_the_ops_tests_run_on_another_device(tmp_path):
+    """`pytest --gpu`, with simt for the GPU: values, strides, gradients of the second order."""
+    (tmp_path / "bridge.py").write_text(BRIDGE)
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    chosen = "test_batches or test_argument_forms or adjoint or gradcheck or (test_equals and 3x3 and float32)"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "bridge", "-p", "no:cacheprovider", "-k", chosen]
+    command += ["tests/test_max_pool2d.py", "tests/test_conv_transpose2d.py"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    count = int(done.stdout.rpartition(" tensors went")[0].split()[-1])
+    assert count > 20
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_gpu_tests_need_a_gpu():
+    command = [sys.executable, "-m", "pytest", "--gpu", "tests/test_max_pool2d.py"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 4
+    assert "--gpu: torch finds no GPU" in done.stderr
+
+
+def test_a_killed_run_keeps_what_it_had(results):
+    class Killed(BaseException):
+        pass
+
+    def measure(job) -> dict:
+        if job == "third":
+            raise Killed
+        return {"row": job}
+
+    with pytest.raises(Killed), results.part("layers", 60.0) as (record, budget):
+        gpu_run.rows(results, record, budget, iter(["first", "second", "third"]), measure)
+    data = json.loads(results.path.read_text())
+    assert data["rows"] == [{"row": "first"}, {"row": "second"}]
+    assert not data["finished"]
+
+
+def test_a_part_that_fails_does_not_stop_the_run(results):
+    with results.part("calibration", 60.0):
+        raise RuntimeError("no such kernel")
+    assert json.loads(results.path.read_text())["parts"]["calibration"]["failed"] == "RuntimeError: no such kernel"
+
+
+def test_a_row_that_fails_does_not_stop_the_part(results):
+    def measure(job) -> dict:
+        if job == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory\nmore")
+        return {"row": job}
+
+    record: dict = {}
+    gpu_run.rows(results, record, Budget(60.0), iter(range(3)), measure)
+    assert record == {"done": 3, "failed_rows": 1}
+    assert results.data["rows"][1] == {"row": "1", "failed": "OutOfMemoryError: CUDA out of memory"}
+
+
+def test_rows_stop_when_the_time_is_up(results):
+    record: dict = {}
+    gpu_run.rows(results, record, Budget(0.0), iter("abc"), lambda job: {})
+    assert record == {"skipped": {"3 rows, a and what follows": "no time left"}}
+    assert results.data["rows"] == []
+
+
+def test_a_command_is_ended_with_those_that_it_started(tmp_path):
+    """When its time is up; what it printed is kept."""
+    program = "import subprocess, sys; print('started', flush=True); subprocess.run([sys.executable, '-c', {!r}])"
+    child = f"import time, pathlib; time.sleep(4); pathlib.Path({str(tmp_path / 'alive')!r}).touch()"
+    done = run([sys.executable, "-c", program.format(child)], 1.5)
+    assert (done.code, done.output) == (None, "started\n")
+    assert run([sys.executable, "-c", "import time; time.sleep(4)"], 5.5).code == 0
+    assert not (tmp_path / "alive").exists()
+
+
+def compared_element(y):
+    y[2, 2, 3, 3] = y[2, 2, 3, 3] * 1.5 + 1
+
+
+def whole_image(y):
+    y[3] = torch.nan  # as poisoned memory that nobody has written
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (compared_element, "fastcnn's result is wrong: output 0: 1 of"),
+        (whole_image, "fastcnn's result is wrong: elements of images that are not compared are no numbers"),
+    ],
+)
+@pytest.mark.parametrize("op", ["conv2d", "max_pool2d"])
+def test_a_wrong_result_is_not_timed(monkeypatch, op, fault, message):
+    """One in an image that is compared with float64, one in an image that is not."""
+    job = next(j for j in layers.small_jobs() if j.op == op and j.row.batch == 5)
+    builder = layers._BUILDERS[op]
+
+    def planted(row, generator):
+        layer = builder(row, generator)
+
+        def fast(*inputs):
+            y = layer.stock(*inputs).clone()
+            fault(y)
+            return y
+
+        return layers.replace(layer, fast=fast)
+
+    monkeypatch.setitem(layers._BUILDERS, op, planted)
+    record = layers.measure(job, CPU, {}, 0.0)
+    assert record["refused"].startswith(message)
+    assert "ratio" not in record
+
+
+def test_a_network_whose_sides_differ_is_not_timed(monkeypatch):
+    job = next(networks.small_jobs())
+    right = networks.stock
+    monkeypatch.setattr(networks, "stock", lambda call: lambda: right(call)() * 1.1)
+    record = networks.measure(job, CPU, 0.0)
+    assert "that rounding explains" in record["refused"]
+    assert "ratio" not in record
+
+
+def test_tf32_is_allowed_its_operands():
+    """A product of operands of ten bits lies within the widened bound, and one of eight bits does not."""
+    job = next(j for j in layers.small_jobs() if j.tf32)
+    checked, _ = layers.build(job, CPU)
+    (bound,) = layers.widened(list(checked.bounds), job)
+    layer = layers._BUILDERS["conv2d"](job.row, CPU.generator())
+
+    def error(bits: int) -> float:
+        rounded = [(t.detach().view(torch.int32) & -(1 << (23 - bits))).view(torch.float32) for t in layer.inputs]
+        return float(((layer.stock(*rounded).double() - checked.expected[0]).abs() / bound).max())
+
+    assert error(10) < 1
+    assert error(2) > 1
+
+
+def test_jobs_cover_what_was_asked_for():
+    """Each layer in each layout, type, TF32 setting and batch; the first round has all layers."""
+    jobs, first = list(layers.jobs()), layers.layers_of_networks()
+    assert [(job.op, job.row.case) for job in jobs[: len(first)]] == first
+    forward = [j for j in jobs if j.row.direction == "forward" and j.op == "conv2d"]
+    kinds = {(j.row.batch, j.row.layout, j.precision) for j in forward}
+    assert len(kinds) == 3 * 2 * 4
+    assert len(forward) == len(set(map(str, forward))) == len(kinds) * sum(op == "conv2d" for op, _ in first)
+    whole = {(j.batch, j.layout, j.precision) for j in networks.jobs() if not j.training}
+    assert whole == kinds
+
+
+def test_predictions_are_of_the_chip_and_of_batch_128():
+    predictions = layers.Predictions("NVIDIA H100 80GB HBM3")
+    assert predictions.chip == "H100"
+    assert layers.Predictions("NVIDIA GeForce GTX 1080").chip is None
+    found = set()
+    for job in layers.jobs():
+        record = {"fastcnn_s": 1.0}
+        predictions.add(job, record)
+        if "predicted_s" in record:
+            assert job.row.batch == 128
+            assert record["measured_over_predicted"] == pytest.approx(1 / record["predicted_s"])
+            found.add(job.predicted_as)
+    known = set(predictions._seconds)
+    assert found == known, known - found
+
+
+def test_summary():
+    def row(layer, layout, fast, stock, **more):
+        same = {"op": "conv2d", "precision": "tf32", "batch": 1, "direction": "forward"}
+        times = {"fastcnn_s": fast, "stock_s": stock, "ratio": stock / fast}
+        return {**same, "layer": layer, "layout": layout, **times, **more}
+
+    rows = [
+        row("a", "contiguous", 1.0, 4.0),
+        row("b", "contiguous", 2.0, 2.0, fraction_of_peak=0.5),
+        row("a", "channels_last", 2.0, 3.0, predicted_s=1e-6, measured_over_predicted=2e6),
+        {"op": "conv2d", "refused": "wrong"},
+    ]
+    key = ("conv2d", "tf32", "contiguous", 1, "forward")
+    assert summary.geometric_mean(r["ratio"] for r in summary.groups(rows)[key]) == pytest.approx(2.0)
+    # The best of stock's layouts over the best of fastcnn's; b has only one.
+    assert summary.against_best_layout(rows) == {("conv2d", "a", "tf32", 1, "forward"): 3.0}
+    console = Console(width=200, record=True, quiet=True)
+    for table in summary.tables(rows):
+        console.print(table)
+    assert [table.row_count for table in summary.tables(rows)] == [2, 1, 1]
