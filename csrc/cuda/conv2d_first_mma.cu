@@ -54,7 +54,8 @@ __global__ void __launch_bounds__(Tile<T, kN>::kThreads, 2) conv2d_first_mma_ker
 
   // What this thread copies of every step: a chunk of the weights of some output channels.
   const int chunk = thread % (kDepth<T> / kChunk<T>), row = thread / (kDepth<T> / kChunk<T>);
-  const int rows = int(blockDim.x) / (kDepth<T> / kChunk<T>), to = row * kDepth<T> + inner_chunk(row, chunk) * kChunk<T>;
+  const int rows = int(blockDim.x) / (kDepth<T> / kChunk<T>),
+            to = row * kDepth<T> + inner_chunk(row, chunk) * kChunk<T>;
   const T *w0 = static_cast<const T*>(c.w), *w = w0 + int64_t(place.channel + row) * p.sum + chunk * kChunk<T>;
   const auto fetch = [&](Stage& stage) {
 #pragma unroll

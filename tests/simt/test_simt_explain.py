@@ -47,9 +47,8 @@ def test_forward(size, last, dtype):
             continue
         geometry = (stride, stride, 1, 1, dilation, dilation, groups)
         call = lambda g=geometry: ops._conv2d(x, w, None, None, None, [*g, 0], False, 1)
-        agrees(
-            _library._C.explain_cuda_conv2d(tuple(x.shape), tuple(w.shape), geometry, *kind(dtype), last, False, False), call
-        )
+        sizes = tuple(x.shape), tuple(w.shape)
+        agrees(_library._C.explain_cuda_conv2d(*sizes, geometry, *kind(dtype), last, False, False), call)
 
 
 @pytest.mark.parametrize("size", [SIZES[0], SIZES[1], SIZES[6]], ids=lambda s: "x".join(map(str, s)))
