@@ -33,7 +33,7 @@ def rows(call, *sizes, **options):
     ],
 )
 def test_cuda_tensors_take_the_cuda_kernels(op, call, sizes):
-    kernel = {"conv2d": "ffma"}.get(op, op)
+    kernel = {"conv2d": "mma"}.get(op, op)  # torch's default lets convolutions round to TF32
     assert [(row.op, row.kernel) for row in rows(call, *sizes)] == [(op, f"{kernel} (CUDA)")]
 
 

@@ -18,9 +18,17 @@ H, B = torch.float16, torch.bfloat16
 GEOMETRY = (1, 1, 1, 1, 1, 1)  # stride, padding, dilation of a 3x3 convolution
 
 
-def chosen(x, weight, geometry, dtype=torch.float32, last=False, transposed=False) -> dict:
+def chosen(x, weight, geometry, dtype=torch.float32, last=False, transposed=False, tf32=False) -> dict:
     kind = dtype.itemsize, dtype == torch.float64, dtype == torch.bfloat16
-    return _library._C.explain_cuda_conv2d(x, weight, geometry, *kind, last, transposed, False)
+    return _library._C.explain_cuda_conv2d(x, weight, geometry, *kind, last, transposed, tf32)
+
+
+@pytest.fixture(params=["tf32", "ieee"])
+def precision(request):
+    before = torch.backends.cudnn.conv.fp32_precision
+    torch.backends.cudnn.conv.fp32_precision = request.param
+    yield request.param
+    torch.backends.cudnn.conv.fp32_precision = before
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -28,7 +36,7 @@ def chosen(x, weight, geometry, dtype=torch.float32, last=False, transposed=Fals
     ("channels", "groups", "dtype"),
     [(24, 1, torch.float32), (24, 1, H), (24, 1, B), (24, 1, torch.float64), (12, 1, H), (16, 16, B), (2, 1, H)],
 )
-def test_explain_names_the_kernel_of_the_launchs_choice(channels, groups, dtype, last):
+def test_explain_names_the_kernel_of_the_launchs_choice(channels, groups, dtype, last, precision):
     x, weight = (2, channels, 13, 11), (channels * 2 if groups == 1 else channels, channels // groups, 3, 3)
 
     def call(x, w):
@@ -36,7 +44,7 @@ def test_explain_names_the_kernel_of_the_launchs_choice(channels, groups, dtype,
         return F.conv2d(x, w, padding=1, groups=groups)
 
     (row,) = fastcnn.explain(call, x, weight, dtype=dtype, device="cuda").rows
-    want = chosen(x, weight, (*GEOMETRY, groups), dtype, last)
+    want = chosen(x, weight, (*GEOMETRY, groups), dtype, last, tf32=precision == "tf32" and dtype is torch.float32)
     assert row.kernel == f"{want['kernel']} (CUDA)"
     assert row.tile == want["tile"]
     assert row.why.startswith(want["why"])
