@@ -15,7 +15,7 @@ from bench._alternate import alternate
 from bench._gate import WrongResult, check, require_equal
 from bench._layer import Comparison
 from bench._peaks import Peaks
-from bench._rows import DIRECTIONS, SMOKE, SMOKE_ROUNDS, Row
+from bench._rows import SMOKE, SMOKE_ROUNDS, Row
 from bench.report import group_lines
 
 _PEAKS = pytest.StashKey[Peaks]()
@@ -28,8 +28,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    for name in (*DIRECTIONS, "network", "overhead"):
-        config.addinivalue_line("markers", f"{name}: benchmarks of this kind")
     config.stash[_MEASURED] = []
     if config.option.threads:
         torch.set_num_threads(config.option.threads)

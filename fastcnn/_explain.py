@@ -241,7 +241,7 @@ class _Recorder(TorchDispatchMode):
                 why = "the fastest when timed"
             elif x.is_cuda and _library.cuda_missing:
                 why = f"fastcnn has no CUDA kernels here: {_library.cuda_missing}"
-            elif x.device.type != "cpu":
+            elif not (x.is_cpu or x.is_cuda):
                 why = f"fastcnn has no {x.device.type} kernel for it"
             elif x.dtype in FLOATING:
                 why = "a stock module or function, not fastcnn's"

@@ -1,8 +1,9 @@
 """Functions with torch.nn.functional's names and arguments, on fastcnn's kernels.
 
-Each takes float32, float64, float16 or bfloat16 CPU tensors, batched or not, in any layout; the output's memory
-format follows the input's, as torch's does. What fastcnn does not compute (complex, integer, other devices) runs
-the stock PyTorch composition that stands beside the op in fastcnn/ops; `fastcnn.explain` says which.
+Each takes float32, float64, float16 or bfloat16 tensors of a CPU or, where the CUDA kernels are built, a GPU, batched
+or not, in any layout; the output's memory format follows the input's, as torch's does. What fastcnn does not compute
+(complex, integer, other devices) runs the stock PyTorch composition that stands beside the op in fastcnn/ops;
+`fastcnn.explain` says which.
 """
 
 from .ops._drop import drop_path, dropout, stochastic_depth

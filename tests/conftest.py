@@ -19,8 +19,6 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: takes many minutes; run with --run-slow or -m slow")
-    config.addinivalue_line("markers", "cpu: of the CPU's kernels alone; skipped with --simt and --gpu")
     if config.getoption("--simt"):
         from tests.simt import library
 

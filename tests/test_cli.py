@@ -204,7 +204,13 @@ def test_explain_for_a_gpu_that_is_not_there(model):
     assert all(kernel.endswith("(CUDA)") or kernel == "stock PyTorch (ATen)" for kernel in kernels)
     for row in rows:
         if row["kernel"] == "stock PyTorch (ATen)":
-            assert row["why"].startswith(("fastcnn has no cuda kernel", "fastcnn has no CUDA kernels here"))
+            stock = (
+                "a stock module or function",
+                "fastcnn computes floating-point",
+                "fastcnn has no CUDA kernels here",
+            )
+            assert row["why"].startswith(stock)
+    assert any(kernel.endswith("(CUDA)") for kernel in kernels) == (_library.cuda_missing == "")
 
 
 def test_explain_json():

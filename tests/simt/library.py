@@ -20,8 +20,8 @@ from types import ModuleType, SimpleNamespace
 
 import torch
 
-import fastcnn
 import fastcnn.ops
+from fastcnn import _packed
 
 ROOT = Path(__file__).resolve().parents[2]
 CXX = os.environ.get("CXX", "g++")
@@ -99,7 +99,7 @@ def take_over() -> Callable[[], None]:
         for module, functions in ops:
             module.ops = functions
         torch.ops.fastcnn = namespace
-        fastcnn.clear_cache()  # the two pack weights differently
+        _packed.cache.clear()  # the two pack weights differently
 
     compute_by(halves(), simt)
     return lambda: compute_by(before, stock)
@@ -113,9 +113,3 @@ def taken_over() -> Iterator[None]:
         yield
     finally:
         undo()
-
-
-def has_kernel(op: str) -> bool:
-    """Whether there is a CUDA kernel of torch.ops.fastcnn's op."""
-    load()
-    return torch._C._dispatch_has_kernel_for_dispatch_key(f"fastcnn_simt::{op}", "CPU")

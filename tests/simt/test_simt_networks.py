@@ -79,16 +79,10 @@ def narrow(model: nn.Module, by: int) -> nn.Module:
 
 
 def network(name: str, by: int = 0) -> nn.Module:
-    """With random values that keep the size of the activations, without dropout; `by` is NETWORKS' unless given. Batch
-    normalization is fused with its convolution where there is a CUDA kernel of that; else a hook keeps them apart.
-    """
+    """With random values that keep the size of the activations, without dropout; `by` is NETWORKS' unless given."""
     build, by = NETWORKS[name][0], by or NETWORKS[name][1]
     model = narrow(on_meta(build, num_classes=10 * by), by)
     model = fill(model, values(model))
-    if not library.has_kernel("conv2d_bn_relu"):
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.register_forward_hook(lambda *_: None)
     return model
 
 
