@@ -1,6 +1,7 @@
 """Convolutions around the tiles of the CUDA kernels, against float64; with --simt, how these kernels treat memory, and
 that nothing depends on the order in which threads run or copies land."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,25 @@ def test_tf32_is_the_sum_of_rounded_products(case, layout, simt):
         scale = size + bias.abs().double().view(-1, 1, 1) + grad.abs() if call is calls[0] else size
         assert ((got - y).abs() <= tolerance(torch.float32, count, scale)).all()
     assert conv.ops.conv(x, weight, bias, grad, *geometry, True, 1 + TF32).is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize(("size", "kernel", "padding"), [(1, 3, 1), (1, 1, 0), (7, 7, 0)])
+def test_tf32_of_single_pixels(size, kernel, padding, offset, simt):
+    """Channels of an NCHW tensor of 1x1 pixels are neighbours, but nothing else is as in NHWC. Small integers are exact
+    in TF32, and so are their sums."""
+
+    def integers(*shape):
+        values = torch.randint(-2, 3, (offset + math.prod(shape),)).float()
+        return values[offset:].view(shape)
+
+    x, weight = integers(2, 64, size, size), integers(64, 64, kernel, kernel)
+    geometry = (1, 1), (padding, padding), (1, 1), 1
+    grad = integers(2, 64, size + 2 * padding - kernel + 1, size + 2 * padding - kernel + 1)
+    want, dx, dw = linear(x, weight, geometry, grad)
+    assert torch.equal(conv.ops.conv(x, weight, None, None, *geometry, False, 1 + TF32).double(), want)
+    assert torch.equal(conv.ops.backward_input(grad, weight, x.shape, *geometry, 1 + TF32).double(), dx)
+    assert torch.equal(conv.ops.backward_weight(grad, x, weight.shape, *geometry, 1 + TF32).double(), dw)
 
 
 def test_tf32_keeps_nan(simt):

@@ -126,10 +126,11 @@ inline ConvKernel choose_adjoint_kernel(const ConvGeometry& g, Dtype dtype, int6
 }
 
 // Whether a kernel takes x, residual and y in NHWC alone, to which NCHW tensors are copied; float32 comes to tensor
-// cores in its own layout.
-inline bool reads_nhwc(ConvKernel kernel, Dtype dtype, bool channels_last) {
+// cores in its own layout. channels_next: channels of x are neighbours, as they are in NHWC, and in both layouts of
+// single pixels, whose other strides then mean nothing.
+inline bool reads_nhwc(ConvKernel kernel, Dtype dtype, bool channels_next) {
   return kernel == ConvKernel::grouped || kernel == ConvKernel::grouped_mma ||
-         (kernel == ConvKernel::mma && (size_of(dtype) == 2 || channels_last));
+         (kernel == ConvKernel::mma && (size_of(dtype) == 2 || channels_next));
 }
 
 }  // namespace fastcnn::cuda

@@ -61,10 +61,10 @@ Tensor given(const Tensor& packed, const ConvGeometry& g, Dtype dtype, bool tf32
   constexpr const char* kOp = "conv2d";
   const Dtype from = dtype_of(kOp, packed);
   const cuda::PackedLayout layout = cuda::packed_layout(g, from);
-  FASTCNN_CHECK(packed.dim() == 1 && packed.numel() == layout.elements &&
+  FASTCNN_CHECK(packed.dim() == 1 && packed.numel() == layout.elements && packed.stride(0) == 1 &&
                     (from == dtype || packed.scalar_type() == accumulator_type(dtype)),
                 kOp, ": expected packed weight of ", layout.elements, " elements, but got ", str(packed));
-  if (from == dtype && !tf32) return packed;
+  if (from == dtype && !tf32 && cuda::aligned(packed.const_data_ptr(), 16)) return packed;
   return pack(kOp, packed, {packed.const_data_ptr(), nullptr, from, dtype, layout.strides, false, g, tf32});
 }
 
@@ -164,7 +164,7 @@ Tensor convolve(const Tensor& input, const Tensor& weight, const OptionalTensor&
   if (bias) p.bias = b.const_data_ptr(), p.wide_bias = b.scalar_type() != input.scalar_type();
   const bool channels_last = is_channels_last(x) && is_channels_last(y);
   const auto kernel = cuda::choose_forward(p.g, p.dtype, size[2], size[3], channels_last, tf32);
-  const bool nhwc = cuda::reads_nhwc(kernel, p.dtype, is_channels_last(x));
+  const bool nhwc = cuda::reads_nhwc(kernel, p.dtype, x.stride(1) == 1);
   const Tensor to = nhwc ? nhwc_output(y) : y, r = residual ? (nhwc ? as_nhwc(*residual) : *residual) : x;
   if (nhwc) x = as_nhwc(x);
   if (residual) p.residual = r.const_data_ptr(), p.rm = nhwc ? nhwc_map(r) : map_of(r);
@@ -237,7 +237,7 @@ Tensor transposed(const char* op, const Tensor& g, const Tensor& weight, const O
   if (bias) p.bias = b.const_data_ptr();
   const auto kernel =
       cuda::choose_adjoint_kernel(p.g, p.dtype, y.size(2), y.size(3), is_channels_last(g) && is_channels_last(y), tf32);
-  const bool nhwc = cuda::reads_nhwc(kernel, p.dtype, is_channels_last(g));
+  const bool nhwc = cuda::reads_nhwc(kernel, p.dtype, g.stride(1) == 1);
   const Tensor from = nhwc ? as_nhwc(g) : g, to = nhwc ? nhwc_output(y) : y;
   p.x = from.const_data_ptr(), p.xm = nhwc ? nhwc_map(from) : map_of(from);
   p.y = to.mutable_data_ptr(), p.ym = nhwc ? nhwc_map(to) : map_of(to);

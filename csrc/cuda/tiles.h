@@ -4,8 +4,8 @@
 
 namespace fastcnn::cuda {
 
-// Shared memory that a block may take: without a wish of its own, 48 KiB, of which four fit every chip from sm_80 on;
-// 99 KiB is the most that sm_86, 89 and 120 give one block.
+// Shared memory that a block may take: without a wish of its own, 48 KiB, of which two fit every chip from sm_80 on,
+// three an A100 and four an H100; 99 KiB is the most that sm_86, 89 and 120 give one block.
 constexpr int64_t kSharedBytes = 48 << 10, kMostSharedBytes = 99 << 10;
 
 // Local response normalization. kAhead: the memory of an H100 answers after some 600 ns, in which it could send 2 MB,

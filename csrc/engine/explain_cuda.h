@@ -90,9 +90,12 @@ inline pybind11::dict explain_cuda_conv2d(const Sizes& x, const Sizes& weight, c
   };
   if (!channels_last) consider("of channels_last tensors", choose(dtype, true, tf32));
   if (size_of(dtype) != 2) consider("in float16 and bfloat16", choose(Dtype::f16, channels_last, false));
-  if (dtype == Dtype::f32 && !tf32) consider("where torch allows TF32", choose(dtype, channels_last, true));
+  if (dtype == Dtype::f32 && !tf32 && !transposed)
+    consider("where torch allows TF32", choose(dtype, channels_last, true));
   pybind11::dict d;
-  d["kernel"] = text_of(kernel).name, d["why"] = text_of(kernel).why, d["tile"] = tile_text(kernel, p);
+  // The gradient of a strided convolution is one product a phase of the stride, each of which has a tile of its own.
+  const bool phases = transposed && (p.g.sh > 1 || p.g.sw > 1);
+  d["kernel"] = text_of(kernel).name, d["why"] = text_of(kernel).why, d["tile"] = phases ? "" : tile_text(kernel, p);
   d["copies"] = cuda::reads_nhwc(kernel, dtype, channels_last) && !channels_last;
   d["others"] = others;
   return d;
