@@ -36,6 +36,7 @@ timer: Callable = _timing.medians  # what measures, and what a test replaces
 DEFAULT = "fastcnn"
 DIRECT = "fastcnn's direct kernel"
 _ARGUMENTS = {DIRECT: {"accuracy": ACCURACIES[0]}}  # in which candidates differ
+_HASHABLE = frozenset((bool, int, float, str))
 _CUDNN = frozenset(("conv2d", "conv2d_bn_relu", "conv_transpose2d", "sparse_conv2d"))  # convolves PyTorch's own
 
 
@@ -221,24 +222,26 @@ def _call(face: Callable, name: str, args: tuple, kwargs: dict) -> Callable[[], 
 
 def _key(op: str, device: torch.device, args: tuple, kwargs: dict) -> tuple:
     """Compared at every call: objects. What cannot change within a process is in the file's key alone."""
-
-    def plain(a):
-        if isinstance(a, torch.Tensor):
-            return a.dtype, tuple(a.shape), a.stride(), a.requires_grad, type(a) is torch.nn.Parameter
-        if isinstance(a, (tuple, list)):
-            return tuple(map(plain, a))
-        return a if a is None or isinstance(a, (int, float, str)) else repr(a)
-
     autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
-    named = tuple((name, plain(kwargs[name])) for name in sorted(kwargs))
+    named = tuple((name, _plain(kwargs[name])) for name in sorted(kwargs))
     how = torch.is_grad_enabled(), config.accuracy, autocast, torch.are_deterministic_algorithms_enabled()
-    return op, *map(plain, args), named, how, _machine(device)
+    return op, *map(_plain, args), named, how, _machine(device)
+
+
+def _plain(a: Any) -> Any:
+    if a is None or type(a) in _HASHABLE:  # first: isinstance takes longer, and this is on every call
+        return a
+    if isinstance(a, torch.Tensor):
+        return a.dtype, a.shape, a.stride(), a.requires_grad, type(a) is torch.nn.Parameter
+    if isinstance(a, (tuple, list)):
+        return tuple(map(_plain, a))
+    return a if isinstance(a, tuple(_HASHABLE)) else repr(a)
 
 
 def _machine(device: torch.device) -> tuple:
     backends: Any = torch.backends  # whose stubs leave attributes out
     if device.type != "cuda":
-        return torch.get_num_threads(), backends.mkldnn.enabled, backends.mkldnn.conv.fp32_precision
+        return torch.get_num_threads(), backends.mkldnn.enabled
     cudnn = backends.cudnn
     precisions = cudnn.conv.fp32_precision, backends.cuda.matmul.fp32_precision
     return _gpu_name(device), cudnn.enabled, cudnn.benchmark, cudnn.deterministic, precisions
