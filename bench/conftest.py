@@ -17,6 +17,7 @@ from bench._layer import Comparison
 from bench._peaks import Peaks
 from bench._rows import SMOKE, SMOKE_ROUNDS, Row
 from bench.report import group_lines
+from fastcnn.ops._policy import cpu_name
 
 _PEAKS = pytest.StashKey[Peaks]()
 _MEASURED = pytest.StashKey[list[dict]]()
@@ -48,18 +49,12 @@ def environment() -> dict:
         "isa": fastcnn.cpu_capability(),
         "torch_isa": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
-        "cpu": _cpu_name(),
+        "cpu": f"{cpu_name()} ({os.cpu_count()} logical)",
         "system": f"{platform.system()} {platform.machine()}",
         "python_version": platform.python_version(),
         "environment": {name: os.environ[name] for name in lowered if name in os.environ},
         "smoke": SMOKE,
     }
-
-
-def _cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]} ({len(names)} logical)" if names else platform.processor()
 
 
 @pytest.fixture(scope="session")

@@ -5,32 +5,39 @@ in the cache directory, written under another name and renamed: processes that m
 whole files.
 """
 
+import contextlib
 import datetime
 import functools
 import hashlib
+import importlib.util
+import inspect
 import json
 import os
 import platform
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import _disable_current_modes
 
 from .. import _library, _timing
 from .._config import ACCURACIES, STOCK, config, road
-from ._face import native, tracing
+from ._face import allows_tf32, native, pair, tracing
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 timer: Callable = _timing.medians  # what measures, and what a test replaces
+DEFAULT = "fastcnn"
 DIRECT = "fastcnn's direct kernel"
 _ARGUMENTS = {DIRECT: {"accuracy": ACCURACIES[0]}}  # in which candidates differ
+_HASHABLE = frozenset((bool, int, float, str))
+_CUDNN = frozenset(("conv2d", "conv2d_bn_relu", "conv_transpose2d", "sparse_conv2d"))  # convolves PyTorch's own
 
 
 @dataclass(frozen=True)
@@ -68,43 +75,82 @@ def _fastest(face: Callable, args: tuple, kwargs: dict) -> Any:
     x = args[0] if args else kwargs.get("input")
     if not isinstance(x, torch.Tensor) or not native(x, face.__name__):
         return face(*args, **kwargs)
-    if not all(type(t) in (torch.Tensor, torch.nn.Parameter) for t in _tensors(args, kwargs)):
+    given = (t for t in (*args, *kwargs.values()) if hasattr(t, "__torch_function__"))
+    if not all(type(t) in (torch.Tensor, torch.nn.Parameter) for t in given):
         notes = ("policy 'fastest' does not time tensors without data, nor subclasses",)
-        return _run(face, "fastcnn", args, kwargs, notes)
+        return _run(face, DEFAULT, args, kwargs, notes)
     key = _key(face.__name__, x.device, args, kwargs)
     verdict = _verdicts.get(key)
     if verdict is None:
-        verdict = _load(key)
+        found = _decide(face, x, key, args, kwargs)
+        if isinstance(found, str):
+            warnings.warn(f"{face.__name__}: policy 'fastest' {found}", RuntimeWarning, stacklevel=3)
+            return _run(face, DEFAULT, args, kwargs, (f"policy 'fastest' {found}",))
+        verdict = found
+    return _run(face, verdict.winner, args, kwargs, verdict.notes)
+
+
+def _decide(face: Callable, x: torch.Tensor, key: tuple, args: tuple, kwargs: dict) -> Verdict | str:
+    """What another thread or process has found, else what is measured; or why nothing can be."""
+    with _measuring:
+        verdict = _verdicts.get(key) or _load(key)
         if verdict is None:
             if _capturing(x):
-                said = "policy 'fastest' does not time while a CUDA graph is captured: the default runs"
-                warnings.warn(f"{face.__name__}: {said}. Call it once before", RuntimeWarning, stacklevel=3)
-                return _run(face, "fastcnn", args, kwargs, (said,))
-            with _measuring:
-                verdict = _verdicts.get(key) or _measure(face, x.device, args, kwargs)
+                return "does not time while a CUDA graph is captured: the default runs. Call it once before"
+            try:
+                verdict = _measure(face, x.device, args, kwargs)
+            except (RuntimeError, MemoryError) as error:
+                if not _out_of_memory(error):
+                    raise
+                return "lacks the memory to time it: the default runs"
+            if verdict.seconds:
                 _store(key, verdict)
         _verdicts[key] = verdict
-    return _run(face, verdict.winner, args, kwargs, verdict.notes)
+    return verdict
 
 
 def _capturing(x: torch.Tensor) -> bool:
     return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
+def _out_of_memory(error: Exception) -> bool:
+    """PyTorch's CPU allocator and NVIDIA's libraries say it in words only."""
+    words = ("DefaultCPUAllocator", "bad_alloc", "STATUS_ALLOC_FAILED")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error) for word in words)
+
+
 def _tensors(args: tuple, kwargs: dict) -> list[torch.Tensor]:
     return [t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor)]
 
 
-def candidates(op: str, args: tuple, kwargs: dict) -> list[str]:
-    """What can compute a call, the default first."""
-    direct = False
-    if op == "conv2d":
-        x, weight = args[0] if args else kwargs["input"], args[1] if len(args) > 1 else kwargs.get("weight")
-        level = kwargs.get("accuracy") or config.accuracy
-        direct = (
-            x.is_cpu and level != ACCURACIES[0] and weight is not None and weight.shape[2:] == (3, 3)
-        )  # or Winograd's
-    return ["fastcnn", *([DIRECT] if direct else []), STOCK]
+def rivals(face: Callable, args: tuple, kwargs: dict) -> list[str]:
+    """What can compute a call, known to be a right one, beside the default."""
+    bound = inspect.signature(face).bind(*args, **kwargs)
+    bound.apply_defaults()
+    op, given = face.__name__, bound.arguments
+    if op == "batch_norm_relu" and (given["training"] or _wants_gradients(args, kwargs)):
+        return []  # the default is PyTorch's own
+    strict = (given.get("accuracy") or config.accuracy) == ACCURACIES[0]
+    direct = [DIRECT] if op == "conv2d" and not strict and _winograd(given) else []
+    x = given["input"]
+    rounds = x.is_cuda and x.dtype is torch.float32 and op in _CUDNN and allows_tf32()
+    return direct if strict and rounds else [*direct, STOCK]
+
+
+def _wants_gradients(args: tuple, kwargs: dict) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in _tensors(args, kwargs))
+
+
+def _winograd(given: dict[str, Any]) -> bool:
+    """Whether Winograd's kernel would run for conv2d's arguments."""
+    x, size, padding = given["input"], given["weight"].shape, given["padding"]
+    if not x.is_cpu or size[2:] != (3, 3):
+        return False
+    padding = {"valid": 0, "same": given["dilation"]}.get(padding, padding) if isinstance(padding, str) else padding
+    numbers = (given["stride"], padding, given["dilation"])
+    geometry = [n for v in numbers for n in pair("conv2d", "geometry", v)]
+    shape = x.shape if x.dim() == 4 else (1, *x.shape)
+    return _library._C.conv2d_is_winograd(shape, size, (*geometry, given["groups"]), 1)
 
 
 def _run(face: Callable, name: str, args: tuple, kwargs: dict, notes: tuple[str, ...] = ()) -> Any:
@@ -116,16 +162,21 @@ def _run(face: Callable, name: str, args: tuple, kwargs: dict, notes: tuple[str,
 
 
 def _measure(face: Callable, device: torch.device, args: tuple, kwargs: dict) -> Verdict:
-    """On copies: training updates running statistics. Nothing that watches PyTorch's calls sees these."""
-    with _disable_current_modes():
-        calls: dict[str, Callable[[], object]] = {}
+    """On copies: training updates running statistics."""
+    with _unwatched():
+        args, kwargs = _copies(args, kwargs)
+        calls = {DEFAULT: _call(face, DEFAULT, args, kwargs)}
+        calls[DEFAULT]()  # what it raises, the call would
         failed: dict[str, str] = {}
-        for name in candidates(face.__name__, args, kwargs):
-            call = _call(face, name, *_copies(args, kwargs))
+        others = rivals(face, args, kwargs)
+        if not others:
+            return Verdict(DEFAULT, {})
+        for name in others:
+            call = _call(face, name, args, kwargs)
             try:
                 call()
             except (RuntimeError, ValueError, TypeError) as error:
-                if not calls:  # the default: the call itself is wrong
+                if _out_of_memory(error):
                     raise
                 failed[name] = str(error).partition("\n")[0]
             else:
@@ -133,6 +184,15 @@ def _measure(face: Callable, device: torch.device, args: tuple, kwargs: dict) ->
         seconds = dict(zip(calls, timer(list(calls.values()), device), strict=True))
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     return Verdict(min(seconds, key=seconds.__getitem__), seconds, failed, now)
+
+
+@contextlib.contextmanager
+def _unwatched() -> Iterator[None]:
+    """Neither modes nor the caller's saved-tensor hooks see what runs: a checkpoint's would run the caller anew."""
+    enabled = torch._C._autograd._saved_tensors_hooks_is_enabled()  # type: ignore[attr-defined]
+    hooks = saved_tensors_hooks(lambda t: t, lambda t: t) if enabled else contextlib.nullcontext()
+    with _disable_current_modes(), torch._C.DisableTorchFunction(), hooks:
+        yield
 
 
 def _copies(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
@@ -148,9 +208,9 @@ def _copies(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
 
 
 def _call(face: Callable, name: str, args: tuple, kwargs: dict) -> Callable[[], object]:
-    leaves = [t for t in _tensors(args, kwargs) if t.requires_grad] if torch.is_grad_enabled() else []
-    if not leaves:
+    if not _wants_gradients(args, kwargs):
         return lambda: _run(face, name, args, kwargs)
+    leaves = [t for t in _tensors(args, kwargs) if t.requires_grad]
 
     def both():
         y = _run(face, name, args, kwargs)
@@ -161,27 +221,39 @@ def _call(face: Callable, name: str, args: tuple, kwargs: dict) -> Callable[[], 
 
 
 def _key(op: str, device: torch.device, args: tuple, kwargs: dict) -> tuple:
-    def plain(a):
-        if isinstance(a, torch.Tensor):
-            return str(a.dtype), tuple(a.shape), a.stride(), a.requires_grad, type(a) is torch.nn.Parameter
-        return repr(a)
-
+    """Compared at every call: objects. What cannot change within a process is in the file's key alone."""
     autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
-    named = tuple((name, plain(kwargs[name])) for name in sorted(kwargs))
+    named = tuple((name, _plain(kwargs[name])) for name in sorted(kwargs))
     how = torch.is_grad_enabled(), config.accuracy, autocast, torch.are_deterministic_algorithms_enabled()
-    return op, *map(plain, args), named, how, _machine(device), _versions()
+    return op, *map(_plain, args), named, how, _machine(device)
+
+
+def _plain(a: Any) -> Any:
+    if a is None or type(a) in _HASHABLE:  # first: isinstance takes longer, and this is on every call
+        return a
+    if isinstance(a, torch.Tensor):
+        return a.dtype, a.shape, a.stride(), a.requires_grad, type(a) is torch.nn.Parameter
+    if isinstance(a, (tuple, list)):
+        return tuple(map(_plain, a))
+    return a if isinstance(a, tuple(_HASHABLE)) else repr(a)
 
 
 def _machine(device: torch.device) -> tuple:
+    backends: Any = torch.backends  # whose stubs leave attributes out
     if device.type != "cuda":
-        return _cpu_name(), _library.cpu_capability(), torch.get_num_threads()
-    cudnn: Any = torch.backends.cudnn  # conv is an attribute that its stub leaves out
-    precision = cudnn.conv.fp32_precision
-    return torch.cuda.get_device_name(device), cudnn.enabled, cudnn.benchmark, cudnn.deterministic, precision
+        return torch.get_num_threads(), backends.mkldnn.enabled
+    cudnn = backends.cudnn
+    precisions = cudnn.conv.fp32_precision, backends.cuda.matmul.fp32_precision
+    return _gpu_name(device), cudnn.enabled, cudnn.benchmark, cudnn.deterministic, precisions
 
 
 @functools.cache
-def _cpu_name() -> str:
+def _gpu_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device)
+
+
+@functools.cache
+def cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -190,25 +262,32 @@ def _cpu_name() -> str:
 
 
 @functools.cache
-def _versions() -> tuple[str, str]:
+def _versions() -> tuple:
+    """Of the CPU and of everything that computes; a library built anew is another."""
     import fastcnn
 
-    return torch.__version__, fastcnn.__version__
+    found = [importlib.util.find_spec(f"fastcnn.{name}") for name in ("_C", "_C_cuda")]
+    built = [Path(spec.origin).stat().st_mtime_ns for spec in found if spec and spec.origin]
+    return cpu_name(), _library.cpu_capability(), torch.__version__, fastcnn.__version__, *built
 
 
 def _folder() -> Path:
     return config.cache_dir / "verdicts"
 
 
+def _text(key: tuple) -> str:
+    return repr((*key, _versions()))
+
+
 def _path(key: tuple) -> Path:
-    return _folder() / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}.json"
+    return _folder() / f"{hashlib.sha256(_text(key).encode()).hexdigest()[:32]}.json"
 
 
 def _load(key: tuple) -> Verdict | None:
     path = _path(key)
     try:
         data = json.loads(path.read_bytes())
-        if data.pop("key") != repr(key):
+        if data.pop("key") != _text(key):
             raise ValueError("it is of another call")
         verdict = Verdict(**data)
         if not isinstance(verdict.seconds[verdict.winner], float):
@@ -228,7 +307,7 @@ def _store(key: tuple, verdict: Verdict) -> None:
     unfinished = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(json.dumps({"key": repr(key), **asdict(verdict)}, indent=1))
+        unfinished.write_text(json.dumps({"key": _text(key), **asdict(verdict)}, indent=1))
         os.replace(unfinished, path)
     except OSError as error:
         warnings.warn(f"fastcnn keeps a verdict for this process only: {error}", RuntimeWarning, stacklevel=5)
@@ -238,4 +317,7 @@ def clear() -> None:
     """Drops all verdicts, the cache directory's, too."""
     _verdicts.clear()
     for path in _folder().glob("*"):
-        path.unlink(missing_ok=True)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            warnings.warn(f"fastcnn leaves a verdict in its cache: {error}", RuntimeWarning, stacklevel=3)
