@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from bench import gpu_run
+from bench._gate import WrongResult, check
 from bench.gpu import layers, networks, summary
 from bench.gpu.machine import Ground
 from bench.gpu.results import Budget, Results, run
@@ -236,6 +237,17 @@ def test_tf32_is_allowed_its_operands():
     assert error(2) > 1
 
 
+def test_zero_gradients_are_refused_where_tf32_is_allowed():
+    """Of a layer whose weight gradient sums over as many positions as AlexNet's conv2."""
+    job = next(j for j in layers.small_jobs() if j.op == "conv2d" and j.row.direction == "backward")
+    case = layers.replace(job.row.case, size=27)
+    job = layers.replace(job, row=layers.replace(job.row, case=case, batch=32), tf32=True)
+    checked, _ = layers.build(job, CPU)
+    for expected, bound in zip(checked.expected, layers.widened(list(checked.bounds), job), strict=True):
+        with pytest.raises(WrongResult):
+            check(lambda y=expected: [torch.zeros_like(y, dtype=torch.float32)], [expected], [bound], torch.float32)
+
+
 def test_jobs_cover_what_was_asked_for():
     """Each layer in each layout, type, TF32 setting and batch; the first round has all layers."""
     jobs, first = list(layers.jobs()), layers.layers_of_networks()
@@ -248,7 +260,7 @@ def test_jobs_cover_what_was_asked_for():
     assert whole == kinds
 
 
-def test_predictions_are_of_the_chip_and_of_batch_128():
+def test_predictions_are_of_the_chip_and_of_every_layer_of_the_baseline():
     predictions = layers.Predictions("NVIDIA H100 80GB HBM3")
     assert predictions.chip == "H100"
     assert layers.Predictions("NVIDIA GeForce GTX 1080").chip is None
@@ -257,7 +269,6 @@ def test_predictions_are_of_the_chip_and_of_batch_128():
         record = {"fastcnn_s": 1.0}
         predictions.add(job, record)
         if "predicted_s" in record:
-            assert job.row.batch == 128
             assert record["measured_over_predicted"] == pytest.approx(1 / record["predicted_s"])
             found.add(job.predicted_as)
     known = set(predictions._seconds)
