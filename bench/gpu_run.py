@@ -121,8 +121,9 @@ def rows(results: Results, record: dict, budget: Budget, jobs: Iterator, measure
             return
         try:
             row = measure(job)
-        except (RuntimeError, ValueError) as error:  # out of memory, a launch that failed
+        except Exception as error:
             row = {"row": str(job), "failed": f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"}
+        if "failed" in row:  # here, where the error no longer keeps its frames' tensors
             torch.cuda.empty_cache()
         results.data["rows"].append(row)
         record["done"] = record.get("done", 0) + 1
@@ -165,6 +166,11 @@ def time_all(results: Results, dry: bool, folder: Path, shares: dict[str, float]
         rows(results, record, budget, iter(jobs), lambda job: networks.measure(job, ground, 0.2))
 
 
+def went_wrong(parts: dict[str, dict]) -> bool:
+    signs = ("problems", "failed", "failed_rows", "refused_rows")
+    return any(sign in part for part in parts.values() for sign in signs)
+
+
 def main(
     seconds: Annotated[float, typer.Option(help="for everything")] = 540.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="without a GPU: by tests/simt, on small shapes")] = False,
@@ -199,7 +205,7 @@ def main(
     results.data["finished"] = True
     results.save()
     results.say(f"written to {out}")
-    if any("problems" in part or "failed" in part or "refused_rows" in part for part in results.data["parts"].values()):
+    if went_wrong(results.data["parts"]):
         raise typer.Exit(1)
 
 

@@ -11,10 +11,12 @@ import torch
 from rich.console import Console
 
 from bench import gpu_run
+from bench._alternate import Timing
 from bench._gate import WrongResult, check
 from bench.gpu import layers, networks, summary
 from bench.gpu.machine import Ground
 from bench.gpu.results import Budget, Results, run
+from fastcnn._config import config
 from tests.simt import library
 
 ROOT = Path(__file__).parents[1]
@@ -148,15 +150,26 @@ def test_a_part_that_fails_does_not_stop_the_run(results):
 
 
 def test_a_row_that_fails_does_not_stop_the_part(results):
+    errors = {1: torch.OutOfMemoryError("CUDA out of memory\nmore"), 2: AttributeError("no shape")}
+
     def measure(job) -> dict:
-        if job == 1:
-            raise torch.OutOfMemoryError("CUDA out of memory\nmore")
+        if job in errors:
+            raise errors[job]
         return {"row": job}
 
     record: dict = {}
-    gpu_run.rows(results, record, Budget(60.0), iter(range(3)), measure)
-    assert record == {"done": 3, "failed_rows": 1}
-    assert results.data["rows"][1] == {"row": "1", "failed": "OutOfMemoryError: CUDA out of memory"}
+    gpu_run.rows(results, record, Budget(60.0), iter(range(4)), measure)
+    assert record == {"done": 4, "failed_rows": 2}
+    assert results.data["rows"][1:3] == [
+        {"row": "1", "failed": "OutOfMemoryError: CUDA out of memory"},
+        {"row": "2", "failed": "AttributeError: no shape"},
+    ]
+
+
+@pytest.mark.parametrize("sign", ["problems", "failed", "failed_rows", "refused_rows"])
+def test_a_run_with_a_failure_does_not_exit_with_0(sign):
+    assert gpu_run.went_wrong({"tests": {}, "layers": {"done": 1, sign: 1}})
+    assert not gpu_run.went_wrong({"tests": {"skipped": {}}, "layers": {"done": 1}})
 
 
 def test_rows_stop_when_the_time_is_up(results):
@@ -220,6 +233,28 @@ def test_a_network_whose_sides_differ_is_not_timed(monkeypatch):
     record = networks.measure(job, CPU, 0.0)
     assert "that rounding explains" in record["refused"]
     assert "ratio" not in record
+
+
+def test_a_network_whose_gradients_differ_is_not_timed(monkeypatch):
+    """Of equal losses: steps have no length."""
+    right = networks.fastcnn.models.get_model
+
+    def planted(name):
+        model = right(name)
+        next(model.parameters()).register_hook(lambda g: g if config.disabled else torch.zeros_like(g))
+        return model
+
+    monkeypatch.setattr(networks.fastcnn.models, "get_model", planted)
+    record = networks.measure(next(j for j in networks.small_jobs() if j.training), CPU, 0.0)
+    assert record["refused"].endswith("gradients differ, the first by 1 of its norm")
+    assert "ratio" not in record
+
+
+def test_a_network_with_auxiliary_classifiers_trains(monkeypatch):
+    monkeypatch.setattr(networks, "alternate", lambda *_: (Timing((1.0,), 1), Timing((2.0,), 1)))
+    record = networks.measure(networks.Job("googlenet", 1, "contiguous", torch.float32, False, True), CPU, 0.0)
+    assert record["ratio"] == 2
+    assert 0 < record["gradient_difference"] < 0.2
 
 
 def test_tf32_is_allowed_its_operands():

@@ -14,7 +14,7 @@ from bench._alternate import alternate
 from bench._gate import WrongResult, check, poison
 from bench._layer import Comparison, Layer, _format_of, backward, forward
 from bench._rows import Row
-from tests.cases import ALEXNET, GOOGLENET, LRNS, MOBILENET, POOLS, RESNET50, RESNEXT50, VGG16, ConvCase, find
+from tests.cases import ALEXNET, GOOGLENET, LRNS, MOBILENET, POOLS, RESNET50, RESNEXT50, VGG16, find
 
 from .machine import ROOT, Ground, cudnn_benchmark, tf32_allowed
 
