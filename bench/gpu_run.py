@@ -28,8 +28,9 @@ from bench.gpu.results import Budget, Finished, Results, run  # noqa: E402
 # Seconds of nine minutes; a part that is done early leaves the rest to those after it.
 SHARES = {"build": 150, "tests": 80, "sanitizer": 60, "calibration": 30, "layers": 150, "networks": 70}
 TESTS = (
-    "conv2d", "conv2d_tiles", "max_pool2d", "local_response_norm", "lrn_max_pool2d", "avg_pool2d", "conv_transpose2d",
-    "adaptive_avg_pool2d", "max_unpool2d", "batch_norm_relu", "sparse_conv2d", "subsample2d", "local_conv2d",
+    "conv2d", "conv2d_tiles", "max_pool2d", "conv2d_first", "conv2d_bn_relu", "batch_norm_slots", "local_response_norm",
+    "lrn_max_pool2d", "avg_pool2d", "conv_transpose2d", "adaptive_avg_pool2d", "max_unpool2d", "batch_norm_relu",
+    "sparse_conv2d", "subsample2d", "local_conv2d",
 )  # fmt: skip
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,11 @@ import pytest
 import torch
 from rich.console import Console
 
+import fastcnn.ops
 from bench import gpu_run
 from bench._alternate import Timing
 from bench._gate import WrongResult, check
-from bench.gpu import layers, networks, summary
+from bench.gpu import layers, machine, networks, small, summary
 from bench.gpu.machine import Ground
 from bench.gpu.results import Budget, Results, run
 from fastcnn._config import config
@@ -147,6 +149,24 @@ def test_a_part_that_fails_does_not_stop_the_run(results):
     with results.part("calibration", 60.0):
         raise RuntimeError("no such kernel")
     assert json.loads(results.path.read_text())["parts"]["calibration"]["failed"] == "RuntimeError: no such kernel"
+
+
+def test_bandwidths_are_measured_without_a_compiler(monkeypatch, tmp_path):
+    monkeypatch.setattr(machine, "find", lambda tool: None)
+    monkeypatch.setattr(machine, "product_rate", lambda *_: 1.0)
+    monkeypatch.setattr(machine, "copy_rate", lambda ground, moved: float(moved == 2**20))
+    record: dict = {}
+    with pytest.raises(RuntimeError, match="there is no nvcc"):
+        machine.calibrate(Ground(torch.device("cpu"), dry=False), record, Budget(60.0), tmp_path, None)
+    assert (record["memory_bytes_per_s"], record["l2_bytes_per_s"]) == (0.0, 1.0)
+    assert record["product_bfloat16"] == 1.0
+
+
+def test_every_op_is_tested_and_watched():
+    ops = {module.name for module in pkgutil.iter_modules(fastcnn.ops.__path__) if not module.name.startswith("_")}
+    assert ops <= set(gpu_run.TESTS)
+    assert ops == {name.split()[0] for name in small.cases()}
+    assert all((ROOT / f"tests/test_{name}.py").is_file() for name in gpu_run.TESTS)
 
 
 def test_a_row_that_fails_does_not_stop_the_part(results):
