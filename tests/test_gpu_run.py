@@ -19,6 +19,7 @@ from bench.gpu import layers, machine, networks, small, summary
 from bench.gpu.machine import Ground
 from bench.gpu.results import Budget, Results, run
 from fastcnn._config import config
+from tests import gpu
 from tests.simt import library
 
 ROOT = Path(__file__).parents[1]
@@ -119,6 +120,20 @@ def test_the_ops_tests_run_on_another_device(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     count = int(done.stdout.rpartition(" tensors went")[0].split()[-1])
     assert count > 20
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_the_ops_tests_poison_the_devices_memory(dtype):
+    made = []
+
+    def op(x):
+        made.append(2 * x)
+        return made[-1], None
+
+    x = torch.ones(2, 3, 4, 5, dtype=dtype).to(memory_format=torch.channels_last)
+    y, _ = gpu._moved(op, torch.clone)(x)
+    assert made[0].isnan().all()
+    assert torch.equal(y, 2 * x)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
