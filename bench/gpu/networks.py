@@ -89,11 +89,13 @@ def _errors(job: Job, model: nn.Module, x: Tensor, calls: tuple[Callable, Callab
     No useful bound follows from the arithmetic of so many layers. Roundings add up to some dozens of units of the
     largest output; cuDNN's Winograd in float32 is off by some hundreds. A wrong value anywhere is far above.
     Gradients differ by more: where a ReLU's input lies within rounding of zero, one side passes on what the other does
-    not, and of n elements k such ones are sqrt(k/n) of the norm. One that was not computed is off by all of its norm.
+    not, and of n elements k such ones are sqrt(k/n) of the norm. On a CPU, of four images, that comes to 0.13 of
+    DenseNet-121's in float32 and, with operands rounded to TF32, to 0.8 of ResNet-50's. One that was not computed is
+    off by all of its norm, one of something else by more. (layers.py compares each convolution's gradients closely.)
     """
     (mine, gradients), (theirs, their_gradients) = (_results(job, model, x, call) for call in calls)
     shares = [relative_error(*pair) for pair in zip(gradients, their_gradients, strict=True)]
-    most = 0.5 if job.tf32 else 0.2
+    most = 0.95 if job.tf32 else 0.5
     if wrong := [share for share in shares if not share <= most]:
         return {"refused": f"{len(wrong)} of {len(shares)} gradients differ, the first by {wrong[0]:.3g} of its norm"}
     units = 64 * 2.0**-11 if job.tf32 else (1024 if job.dtype == torch.float32 else 64) * UNIT_ROUNDOFF[job.dtype]
