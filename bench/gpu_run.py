@@ -28,8 +28,9 @@ from bench.gpu.results import Budget, Finished, Results, run  # noqa: E402
 # Seconds of nine minutes; a part that is done early leaves the rest to those after it.
 SHARES = {"build": 150, "tests": 80, "sanitizer": 60, "calibration": 30, "layers": 150, "networks": 70}
 TESTS = (
-    "conv2d", "conv2d_tiles", "max_pool2d", "local_response_norm", "lrn_max_pool2d", "avg_pool2d", "conv_transpose2d",
-    "adaptive_avg_pool2d", "max_unpool2d", "batch_norm_relu", "sparse_conv2d", "subsample2d", "local_conv2d",
+    "conv2d", "conv2d_tiles", "max_pool2d", "conv2d_first", "conv2d_bn_relu", "batch_norm_slots", "local_response_norm",
+    "lrn_max_pool2d", "avg_pool2d", "conv_transpose2d", "adaptive_avg_pool2d", "max_unpool2d", "batch_norm_relu",
+    "sparse_conv2d", "subsample2d", "local_conv2d",
 )  # fmt: skip
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 
@@ -121,8 +122,9 @@ def rows(results: Results, record: dict, budget: Budget, jobs: Iterator, measure
             return
         try:
             row = measure(job)
-        except (RuntimeError, ValueError) as error:  # out of memory, a launch that failed
+        except Exception as error:
             row = {"row": str(job), "failed": f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"}
+        if "failed" in row:  # here, where the error no longer keeps its frames' tensors
             torch.cuda.empty_cache()
         results.data["rows"].append(row)
         record["done"] = record.get("done", 0) + 1
@@ -165,6 +167,11 @@ def time_all(results: Results, dry: bool, folder: Path, shares: dict[str, float]
         rows(results, record, budget, iter(jobs), lambda job: networks.measure(job, ground, 0.2))
 
 
+def went_wrong(parts: dict[str, dict]) -> bool:
+    signs = ("problems", "failed", "failed_rows", "refused_rows")
+    return any(sign in part for part in parts.values() for sign in signs)
+
+
 def main(
     seconds: Annotated[float, typer.Option(help="for everything")] = 540.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="without a GPU: by tests/simt, on small shapes")] = False,
@@ -199,7 +206,7 @@ def main(
     results.data["finished"] = True
     results.save()
     results.say(f"written to {out}")
-    if any("problems" in part or "failed" in part or "refused_rows" in part for part in results.data["parts"].values()):
+    if went_wrong(results.data["parts"]):
         raise typer.Exit(1)
 
 

@@ -40,9 +40,18 @@ def _moved(op: Callable, send: Callable[[torch.Tensor], torch.Tensor]) -> Callab
     def call(*args: Any) -> Any:
         tensor = lambda a: isinstance(a, torch.Tensor)
         there = pytree.tree_map(lambda a: send(a) if tensor(a) else a, args)
+        _poison(op(*there))
         return pytree.tree_map(lambda a: a.to("cpu") if tensor(a) else a, op(*there))
 
     return call
+
+
+def _poison(outputs: Any) -> None:
+    """Makes NaN of all bytes of outputs that nobody keeps: the same call again gets their memory, in which an element
+    that it does not write shows. torch's allocator for GPUs, unlike the CPU's, has no switch for that."""
+    for t in pytree.tree_leaves(outputs):
+        if isinstance(t, torch.Tensor):
+            torch.empty(0, dtype=torch.uint8, device=t.device).set_(t.untyped_storage()).fill_(255)
 
 
 def take_over(**options: Any) -> None:

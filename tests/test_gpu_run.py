@@ -2,6 +2,7 @@
 
 import json
 import os
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,15 @@ import pytest
 import torch
 from rich.console import Console
 
+import fastcnn.ops
 from bench import gpu_run
-from bench.gpu import layers, networks, summary
+from bench._alternate import Timing
+from bench._gate import WrongResult, check
+from bench.gpu import layers, machine, networks, small, summary
 from bench.gpu.machine import Ground
 from bench.gpu.results import Budget, Results, run
+from fastcnn._config import config
+from tests import gpu
 from tests.simt import library
 
 ROOT = Path(__file__).parents[1]
@@ -116,6 +122,20 @@ def test_the_ops_tests_run_on_another_device(tmp_path):
     assert count > 20
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_the_ops_tests_poison_the_devices_memory(dtype):
+    made = []
+
+    def op(x):
+        made.append(2 * x)
+        return made[-1], None
+
+    x = torch.ones(2, 3, 4, 5, dtype=dtype).to(memory_format=torch.channels_last)
+    y, _ = gpu._moved(op, torch.clone)(x)
+    assert made[0].isnan().all()
+    assert torch.equal(y, 2 * x)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_gpu_tests_need_a_gpu():
     command = [sys.executable, "-m", "pytest", "--gpu", "tests/test_max_pool2d.py"]
@@ -146,16 +166,45 @@ def test_a_part_that_fails_does_not_stop_the_run(results):
     assert json.loads(results.path.read_text())["parts"]["calibration"]["failed"] == "RuntimeError: no such kernel"
 
 
+def test_bandwidths_are_measured_without_a_compiler(monkeypatch, tmp_path):
+    monkeypatch.setattr(machine, "find", lambda tool: None)
+    monkeypatch.setattr(machine, "product_rate", lambda *_: 1.0)
+    monkeypatch.setattr(machine, "copy_rate", lambda ground, moved: float(moved == 2**20))
+    record: dict = {}
+    with pytest.raises(RuntimeError, match="there is no nvcc"):
+        machine.calibrate(Ground(torch.device("cpu"), dry=False), record, Budget(60.0), tmp_path, None)
+    assert (record["memory_bytes_per_s"], record["l2_bytes_per_s"]) == (0.0, 1.0)
+    assert record["product_bfloat16"] == 1.0
+
+
+def test_every_op_is_tested_and_watched():
+    ops = {module.name for module in pkgutil.iter_modules(fastcnn.ops.__path__) if not module.name.startswith("_")}
+    assert ops <= set(gpu_run.TESTS)
+    assert ops == {name.split()[0] for name in small.cases()}
+    assert all((ROOT / f"tests/test_{name}.py").is_file() for name in gpu_run.TESTS)
+
+
 def test_a_row_that_fails_does_not_stop_the_part(results):
+    errors = {1: torch.OutOfMemoryError("CUDA out of memory\nmore"), 2: AttributeError("no shape")}
+
     def measure(job) -> dict:
-        if job == 1:
-            raise torch.OutOfMemoryError("CUDA out of memory\nmore")
+        if job in errors:
+            raise errors[job]
         return {"row": job}
 
     record: dict = {}
-    gpu_run.rows(results, record, Budget(60.0), iter(range(3)), measure)
-    assert record == {"done": 3, "failed_rows": 1}
-    assert results.data["rows"][1] == {"row": "1", "failed": "OutOfMemoryError: CUDA out of memory"}
+    gpu_run.rows(results, record, Budget(60.0), iter(range(4)), measure)
+    assert record == {"done": 4, "failed_rows": 2}
+    assert results.data["rows"][1:3] == [
+        {"row": "1", "failed": "OutOfMemoryError: CUDA out of memory"},
+        {"row": "2", "failed": "AttributeError: no shape"},
+    ]
+
+
+@pytest.mark.parametrize("sign", ["problems", "failed", "failed_rows", "refused_rows"])
+def test_a_run_with_a_failure_does_not_exit_with_0(sign):
+    assert gpu_run.went_wrong({"tests": {}, "layers": {"done": 1, sign: 1}})
+    assert not gpu_run.went_wrong({"tests": {"skipped": {}}, "layers": {"done": 1}})
 
 
 def test_rows_stop_when_the_time_is_up(results):
@@ -221,6 +270,28 @@ def test_a_network_whose_sides_differ_is_not_timed(monkeypatch):
     assert "ratio" not in record
 
 
+def test_a_network_whose_gradients_differ_is_not_timed(monkeypatch):
+    """Of equal losses: steps have no length."""
+    right = networks.fastcnn.models.get_model
+
+    def planted(name):
+        model = right(name)
+        next(model.parameters()).register_hook(lambda g: g if config.disabled else torch.zeros_like(g))
+        return model
+
+    monkeypatch.setattr(networks.fastcnn.models, "get_model", planted)
+    record = networks.measure(next(j for j in networks.small_jobs() if j.training), CPU, 0.0)
+    assert record["refused"].endswith("gradients differ, the first by 1 of its norm")
+    assert "ratio" not in record
+
+
+def test_a_network_with_auxiliary_classifiers_trains(monkeypatch):
+    monkeypatch.setattr(networks, "alternate", lambda *_: (Timing((1.0,), 1), Timing((2.0,), 1)))
+    record = networks.measure(networks.Job("googlenet", 1, "contiguous", torch.float32, False, True), CPU, 0.0)
+    assert record["ratio"] == 2
+    assert 0 < record["gradient_difference"] < 0.2
+
+
 def test_tf32_is_allowed_its_operands():
     """A product of operands of ten bits lies within the widened bound, and one of eight bits does not."""
     job = next(j for j in layers.small_jobs() if j.tf32)
@@ -236,6 +307,17 @@ def test_tf32_is_allowed_its_operands():
     assert error(2) > 1
 
 
+def test_zero_gradients_are_refused_where_tf32_is_allowed():
+    """Of a layer whose weight gradient sums over as many positions as AlexNet's conv2."""
+    job = next(j for j in layers.small_jobs() if j.op == "conv2d" and j.row.direction == "backward")
+    case = layers.replace(job.row.case, size=27)
+    job = layers.replace(job, row=layers.replace(job.row, case=case, batch=32), tf32=True)
+    checked, _ = layers.build(job, CPU)
+    for expected, bound in zip(checked.expected, layers.widened(list(checked.bounds), job), strict=True):
+        with pytest.raises(WrongResult):
+            check(lambda y=expected: [torch.zeros_like(y, dtype=torch.float32)], [expected], [bound], torch.float32)
+
+
 def test_jobs_cover_what_was_asked_for():
     """Each layer in each layout, type, TF32 setting and batch; the first round has all layers."""
     jobs, first = list(layers.jobs()), layers.layers_of_networks()
@@ -248,7 +330,7 @@ def test_jobs_cover_what_was_asked_for():
     assert whole == kinds
 
 
-def test_predictions_are_of_the_chip_and_of_batch_128():
+def test_predictions_are_of_the_chip_and_of_every_layer_of_the_baseline():
     predictions = layers.Predictions("NVIDIA H100 80GB HBM3")
     assert predictions.chip == "H100"
     assert layers.Predictions("NVIDIA GeForce GTX 1080").chip is None
@@ -257,7 +339,6 @@ def test_predictions_are_of_the_chip_and_of_batch_128():
         record = {"fastcnn_s": 1.0}
         predictions.add(job, record)
         if "predicted_s" in record:
-            assert job.row.batch == 128
             assert record["measured_over_predicted"] == pytest.approx(1 / record["predicted_s"])
             found.add(job.predicted_as)
     known = set(predictions._seconds)

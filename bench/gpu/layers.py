@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -11,9 +12,9 @@ from torch import Tensor
 from bench import test_bench_conv2d, test_bench_lrn, test_bench_pool
 from bench._alternate import alternate
 from bench._gate import WrongResult, check, poison
-from bench._layer import Comparison, Layer, backward, forward
+from bench._layer import Comparison, Layer, _format_of, backward, forward
 from bench._rows import Row
-from tests.cases import ALEXNET, GOOGLENET, LRNS, MOBILENET, POOLS, RESNET50, RESNEXT50, VGG16, ConvCase, find
+from tests.cases import ALEXNET, GOOGLENET, LRNS, MOBILENET, POOLS, RESNET50, RESNEXT50, VGG16, find
 
 from .machine import ROOT, Ground, cudnn_benchmark, tf32_allowed
 
@@ -45,12 +46,14 @@ class Job:
 
     @property
     def predicted_as(self) -> str:
-        """The layer's name in bench/static/baseline.json, which is of batch 128."""
+        """The layer's name in bench/static/baseline.json."""
         way = "forward" if self.row.direction == "forward" else "backward"
         name = self.row.case.name
         if self.op == "lrn_max_pool2d":
             name += "+" + name.partition(".")[2].replace("lrn", "pool")
-        return f"{name} {way} {LAYOUTS[self.row.layout]} {SHORT[self.row.dtype]}"
+        dtype = "tf32" if self.tf32 else SHORT[self.row.dtype]
+        batch = "" if self.row.batch == 128 else f" batch {self.row.batch}"
+        return f"{name} {way} {LAYOUTS[self.row.layout]} {dtype}{batch}"
 
 
 def layers_of_networks() -> list[tuple[str, object]]:
@@ -89,9 +92,15 @@ def small_jobs() -> Iterator[Job]:
         yield Job(op, Row(case, 2, "channels_last", "backward", torch.float32))
 
 
-def sums(case) -> int:
-    """Products of an output."""
-    return case.weight_shape[1] * case.weight_shape[2] * case.weight_shape[3] if isinstance(case, ConvCase) else 1
+def sums(job: Job) -> list[int]:
+    """Of a convolution: how many products an element of each compared tensor adds up (bench/test_bench_conv2d.py)."""
+    case = job.row.case
+    out, per_group, kh, kw = case.weight_shape
+    if job.row.direction == "forward":
+        return [per_group * kh * kw]
+    positions = job.row.batch * math.prod(case.output_size)
+    image = [out // case.groups * kh * kw] if case.in_channels > 4 else []
+    return [*image, positions, *([positions] if case.bias else [])]
 
 
 def widened(bounds: list[Tensor], job: Job) -> list[Tensor]:
@@ -103,8 +112,7 @@ def widened(bounds: list[Tensor], job: Job) -> list[Tensor]:
     """
     if not job.tf32:
         return bounds
-    terms = sums(job.row.case) if job.row.direction == "forward" else 1
-    return [b * max(2.0**15 / (terms + 2) ** 0.5, 1.0) for b in bounds]
+    return [b * max(2.0**15 / (n + 2) ** 0.5, 1.0) for b, n in zip(bounds, sums(job), strict=True)]
 
 
 def build(job: Job, ground: Ground) -> tuple[Comparison, Comparison]:
@@ -116,7 +124,7 @@ def build(job: Job, ground: Ground) -> tuple[Comparison, Comparison]:
         return whole, whole
     x, batch = layer.inputs[0], job.row.batch
     picked = torch.tensor(sorted({0, batch // 2, batch - 1}), device=x.device)
-    part = replace(layer, inputs=[x[picked].contiguous(memory_format=_format(x)), *layer.inputs[1:]])
+    part = replace(layer, inputs=[x[picked].contiguous(memory_format=_format_of(x)), *layer.inputs[1:]])
     small = forward(part)
 
     def of(function: Callable[..., Tensor]) -> Callable[[], tuple[Tensor]]:
@@ -138,11 +146,6 @@ def build(job: Job, ground: Ground) -> tuple[Comparison, Comparison]:
         flops=layer.flops, moved=moved,
     )  # fmt: skip
     return replace(small, fast=of(layer.fast), stock=of(layer.stock)), timed
-
-
-def _format(t: Tensor) -> torch.memory_format:
-    last = t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format
 
 
 def graphed(call: Callable[[], object]) -> Callable[[], object]:
@@ -195,7 +198,7 @@ def measure(job: Job, ground: Ground, peaks: dict, seconds: float) -> dict:
 
 
 class Predictions:
-    """bench/static's bounds for this GPU, of which there are some for batch 128."""
+    """bench/static's bounds for this GPU."""
 
     def __init__(self, gpu: str):
         layers = json.loads((ROOT / "bench/static/baseline.json").read_text())["layers"]
@@ -206,6 +209,6 @@ class Predictions:
         }
 
     def add(self, job: Job, record: dict) -> None:
-        seconds = self._seconds.get(job.predicted_as) if job.row.batch == 128 and not job.tf32 else None
+        seconds = self._seconds.get(job.predicted_as)
         if seconds is not None and "fastcnn_s" in record:
             record |= {"predicted_s": seconds, "measured_over_predicted": record["fastcnn_s"] / seconds}

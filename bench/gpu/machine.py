@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from bench.static.toolchain import find
 from fastcnn._timing import cpu_block, cuda_block
 
 from .arch import arch_list
@@ -88,8 +89,10 @@ class MmaRate:
             simt = ROOT / "tests/simt"
             command = ["g++", *common, "-fPIC", f"-I{simt}", "-x", "c++", source, *map(str, sorted(simt.glob("*.cpp")))]
         else:
+            if (nvcc := find("nvcc")) is None:
+                raise RuntimeError("there is no nvcc to compile mma_rate.cu")
             arch = arch_list().replace(".", "")
-            command = ["nvcc", *common, "-Xcompiler", "-fPIC", f"-gencode=arch=compute_{arch},code=sm_{arch}", source]
+            command = [nvcc, *common, "-Xcompiler", "-fPIC", f"-gencode=arch=compute_{arch},code=sm_{arch}", source]
         done = run(command, seconds)
         if done.code != 0:
             raise RuntimeError(f"{command[0]} does not compile {source}: {done.output}")
@@ -118,28 +121,33 @@ def calibrate(ground: Ground, record: dict, budget: Budget, folder: Path, skip: 
     """Fills the record with this machine's peaks, as far as the time goes."""
     sizes = [2**k for k in ((16, 20) if ground.dry else range(20, 32))]  # of which the small ones stay in L2
     product = 64 if ground.dry else 8192
-    rates: dict[str, Callable[[], float]] = {
-        f"copy_{moved}": lambda moved=moved: copy_rate(ground, moved) for moved in reversed(sizes)
-    }
+
+    def measure(rates: dict[str, Callable[[], float]]) -> None:
+        for name, rate in rates.items():
+            if budget.left <= 0:
+                skip(name, "no time left")
+                continue
+            record[name] = rate()
+
+    measure({f"copy_{moved}": lambda moved=moved: copy_rate(ground, moved) for moved in reversed(sizes)})
+    copies = {moved: record[f"copy_{moved}"] for moved in sizes if f"copy_{moved}" in record}
+    if copies:
+        record["memory_bytes_per_s"], record["l2_bytes_per_s"] = copies[max(copies)], max(copies.values())
 
     def product_in(dtype: torch.dtype, tf32: bool) -> float:
         with tf32_allowed(tf32):
             return product_rate(ground, product, dtype)
 
-    rates["product_float32"] = lambda: product_in(torch.float32, False)
-    rates["product_tf32"] = lambda: product_in(torch.float32, True)
-    rates["product_float16"] = lambda: product_in(torch.float16, False)
-    rates["product_bfloat16"] = lambda: product_in(torch.bfloat16, False)
+    measure(
+        {
+            "product_float32": lambda: product_in(torch.float32, False),
+            "product_tf32": lambda: product_in(torch.float32, True),
+            "product_float16": lambda: product_in(torch.float16, False),
+            "product_bfloat16": lambda: product_in(torch.bfloat16, False),
+        }
+    )
     mma = functools.cache(lambda: MmaRate(ground, folder, budget.left))
-    rates |= {f"mma_sync_{name}": lambda name=name: mma()(name) for name in ("f16", "tf32")}
-    for name, rate in rates.items():
-        if budget.left <= 0:
-            skip(name, "no time left")
-            continue
-        record[name] = rate()
-    copies = {int(name.removeprefix("copy_")): rate for name, rate in record.items() if name.startswith("copy_")}
-    if copies:
-        record["memory_bytes_per_s"], record["l2_bytes_per_s"] = copies[max(copies)], max(copies.values())
+    measure({f"mma_sync_{name}": lambda name=name: mma()(name) for name in ("f16", "tf32")})
 
 
 @contextlib.contextmanager

@@ -25,6 +25,22 @@ KINDS = (
 TABLE = ((0, 1, 2), (1, 2, 3), (0, 3))
 
 
+def conv2d_bn_relu(x: Tensor, w: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """ReLU passes all of a channel on, or nothing: near zero, rounding would decide what gradient there is."""
+    shift = shift + 8 * shift.sign()
+    return F.conv2d_bn_relu(x, w, None, None, None, scale, shift, padding=1, training=True)
+
+
+@torch.no_grad()  # else PyTorch computes it
+def batch_norm_relu(x: Tensor, mean: Tensor, var: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return F.batch_norm_relu(x, mean, var.abs() + 0.1, scale, shift)
+
+
+def max_unpool2d(x: Tensor) -> Tensor:
+    pooled, indices = torch.nn.functional.max_pool2d(x, 2, return_indices=True)
+    return F.max_unpool2d(pooled, indices, 2, output_size=x.shape[2:])
+
+
 def cases() -> dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]]:
     """By name: a function, and the sizes of its inputs, which are all learned."""
     image, few = (3, 24, 13, 11), (2, 3, 13, 11)
@@ -35,8 +51,11 @@ def cases() -> dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]]:
         "conv2d in groups": (lambda x, w: F.conv2d(x, w, padding=1, groups=6), [image, (24, 4, 3, 3)]),
         "conv2d depthwise": (lambda x, w: F.conv2d(x, w, stride=2, groups=24), [image, (24, 1, 3, 3)]),
         "conv2d dilated": (lambda x, w: F.conv2d(x, w, dilation=2), [image, (8, 24, 3, 3)]),
+        "conv2d_bn_relu": (conv2d_bn_relu, [image, (40, 24, 3, 3), (40,), (40,)]),
+        "batch_norm_relu": (batch_norm_relu, [image, (24,), (24,), (24,), (24,)]),
         "conv_transpose2d": (lambda x, w: F.conv_transpose2d(x, w, stride=2), [image, (24, 9, 3, 3)]),
         "max_pool2d": (lambda x: F.max_pool2d(x, 3, 2), [image]),
+        "max_unpool2d": (max_unpool2d, [image]),
         "avg_pool2d": (lambda x: F.avg_pool2d(x, 3, 2, 1), [image]),
         "adaptive_avg_pool2d": (lambda x: F.adaptive_avg_pool2d(x, (4, 3)), [image]),
         "local_response_norm": (lambda x: F.local_response_norm(x, 5), [image]),
@@ -48,9 +67,11 @@ def cases() -> dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]]:
 
 
 def outputs(call: Callable[..., Tensor], inputs: list[Tensor]) -> list[Tensor]:
-    """The result and the inputs' gradients, on the CPU."""
+    """The result and, if it has a gradient, the inputs', on the CPU."""
     leaves = [t.detach().requires_grad_() for t in inputs]
     y = call(*leaves)
+    if not y.requires_grad:
+        return [y.cpu()]
     generator = torch.Generator().manual_seed(1)
     grad = torch.randn(y.shape, generator=generator).to(y.device, y.dtype)
     return [t.detach().cpu() for t in (y, *torch.autograd.grad(y, leaves, grad))]
