@@ -48,6 +48,26 @@ def fixed_seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def settable_backends():
+    """torch.testing._internal, which opcheck and OpInfo's samples import, freezes the settings of torch.backends for
+    the whole process: a test that changes one would depend on which others were collected."""
+    with torch.backends.__allow_nonbracketed_mutation():
+        yield
+
+
+@pytest.fixture
+def simt(request):
+    """The ground on which the CUDA kernels run: its settings and counters."""
+    if not request.config.getoption("--simt"):
+        pytest.skip("of the CUDA kernels: run with --simt")
+    from tests.simt import ground, library
+
+    machine = ground.Ground(library.build())
+    yield machine
+    machine.reset()
+
+
 @pytest.fixture(autouse=True, scope="session")
 def own_cache_directory(tmp_path_factory):
     """clear_cache() empties it."""

@@ -137,10 +137,8 @@ def test_statistics_of_a_matrix_products_tiles(case, dtype, layout):
         (torch.float64, 16, 1, True),
     ],
 )
-def test_which_kernel_takes_the_statistics(request, dtype, channels, accuracy, alone):
+def test_which_kernel_takes_the_statistics(simt, dtype, channels, accuracy, alone):
     """An epilogue, or a pass of its own."""
-    if not request.config.getoption("--simt"):
-        pytest.skip("of the CUDA kernels: run with --simt")
     from tests.ptx.replay import record
 
     (x,), weight = draw((1, channels, 5, 9), dtype, torch.channels_last, 1), torch.randn(24, channels, 1, 1).to(dtype)

@@ -90,17 +90,6 @@ def test_folded_weight_comes_packed(dtype):
     assert ((got - want - bias.double().view(-1, 1, 1)).abs() <= allowed).all()
 
 
-@pytest.fixture
-def simt(request):
-    if not request.config.getoption("--simt"):
-        pytest.skip("of the CUDA kernels: run with --simt")
-    from tests.simt import ground, library
-
-    machine = ground.Ground(library.build())
-    yield machine
-    machine.reset()
-
-
 def kernels(call):
     from tests.ptx.replay import record
 
@@ -140,8 +129,7 @@ def test_few_bank_conflicts(case, layout, simt):
         x, weight, bias, _, geometry = tensors(case, dtype, layout)
         packed = torch.ops.fastcnn._pack_weight(weight, 1)
         flat = [*geometry[0], *geometry[1], *geometry[2], 1, 0]
-        simt.set("FASTCNN_SIMT_COUNT", "1")
-        simt.library.fastcnn_simt_reset_counters()
+        simt.count()
         torch.ops.fastcnn._conv2d(x, weight, packed, bias, None, flat, False, 1)
         counters = simt.counters()
         assert 0 < counters.shared_load.units <= 1.4 * counters.shared_load.ideal
@@ -217,8 +205,7 @@ def test_which_kernel_computes_the_weight_gradient(dtype, channels, outputs, sim
 def test_weight_gradient_with_few_bank_conflicts(case, simt):
     """None but of lanes beyond the weights, which read a window's first element."""
     x, weight, _, grad, geometry = tensors(case, torch.float16, torch.channels_last)
-    simt.set("FASTCNN_SIMT_COUNT", "1")
-    simt.library.fastcnn_simt_reset_counters()
+    simt.count()
     conv.ops.backward_weight(grad, x, weight.shape, *geometry, 1)
     counters = simt.counters()
     assert counters.mma > 0

@@ -100,17 +100,6 @@ def test_input_at_an_odd_address():
     assert torch.equal(conv.ops.conv(shifted, weight, bias, None, *geometry, False, 1), want)
 
 
-@pytest.fixture
-def simt(request):
-    if not request.config.getoption("--simt"):
-        pytest.skip("of the CUDA kernels: run with --simt")
-    from tests.simt import ground, library
-
-    machine = ground.Ground(library.build())
-    yield machine
-    machine.reset()
-
-
 def all_three(case, dtype, layout=torch.channels_last, accuracy=1):
     x, weight, bias, grad, geometry = tensors(case, dtype, layout)
     return (
@@ -144,14 +133,13 @@ def test_tf32_is_the_sum_of_rounded_products(case, layout, simt):
     )
     sizes = linear(rx.abs(), rw.abs(), geometry, rg.abs())
     terms = weight[0].numel(), weight[:, 0].numel(), grad[:, 0].numel()
-    simt.set("FASTCNN_SIMT_COUNT", "1")
     calls = (
         lambda: conv.ops.conv(x, weight, bias, grad, *geometry, True, 1 + TF32),
         lambda: conv.ops.backward_input(grad, weight, x.shape, *geometry, 1 + TF32),
         lambda: conv.ops.backward_weight(grad, x, weight.shape, *geometry, 1 + TF32),
     )
     for call, y, count, size in zip(calls, want, terms, sizes, strict=True):
-        simt.library.fastcnn_simt_reset_counters()
+        simt.count()
         got = call()
         assert simt.counters().mma > 0
         scale = size + bias.abs().double().view(-1, 1, 1) + grad.abs() if call is calls[0] else size
@@ -187,8 +175,7 @@ def test_tf32_keeps_nan(simt):
 
 
 def test_without_leave_float32_is_exact(simt):
-    simt.set("FASTCNN_SIMT_COUNT", "1")
-    simt.library.fastcnn_simt_reset_counters()
+    simt.count()
     all_three("two groups", torch.float32)
     assert simt.counters().mma == 0
     with pytest.raises(RuntimeError, match=r"expected accuracy 0 \(strict\), 1 \(default\) or 2 \(fast\), but got 3"):
@@ -199,6 +186,7 @@ def test_torch_is_asked_for_leave_at_each_call():
     class Cuda:
         is_cpu, dtype = False, torch.float32
 
+    assert torch.backends.cudnn.conv.fp32_precision == "tf32"  # torch's default
     try:
         for allowed in (True, False):
             torch.backends.cudnn.allow_tf32 = allowed
@@ -222,8 +210,7 @@ def product(processors, simt, dtype, accuracy=1):
     bias, residual = torch.randn(64).to(dtype), torch.randn(1, 64, 12, 12).to(dtype)
     simt.set("FASTCNN_SIMT_PROCESSORS", str(processors))
     simt.set("FASTCNN_SIMT_CHECK_BLOCKS", "1")
-    simt.set("FASTCNN_SIMT_COUNT", "1")
-    simt.library.fastcnn_simt_reset_counters()
+    simt.count()
     y = conv.ops.conv(x, weight, bias, residual, (1, 1), (1, 1), (1, 1), 1, True, accuracy)
     return y, simt.counters().launches, (x, weight, bias, residual)
 
@@ -252,8 +239,7 @@ def test_the_last_tiles_in_pieces(dtype, accuracy, simt):
 
 @pytest.mark.parametrize("case", ["128 pixels x 64 channels", "128 pixels x 128 channels", "two groups"])
 def test_main_loops_without_bank_conflicts(case, simt):
-    simt.set("FASTCNN_SIMT_COUNT", "1")
-    simt.library.fastcnn_simt_reset_counters()
+    simt.count()
     all_three(case, torch.bfloat16)
     counters = simt.counters()
     assert counters.mma > 0
@@ -265,8 +251,7 @@ def test_main_loops_without_bank_conflicts(case, simt):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("case", ["128 pixels x 64 channels", "128 pixels x 128 channels", "two groups"])
 def test_float32_without_bank_conflicts(case, layout, simt):
-    simt.set("FASTCNN_SIMT_COUNT", "1")
-    simt.library.fastcnn_simt_reset_counters()
+    simt.count()
     all_three(case, torch.float32, layout)
     counters = simt.counters()
     assert counters.mma == 0
@@ -279,8 +264,7 @@ def test_float32_without_bank_conflicts(case, layout, simt):
 )
 def test_halo_tiles_on_tensor_cores_without_bank_conflicts(case, simt):
     """ldmatrix at stride 2, too; copies where no two columns' phases meet."""
-    simt.set("FASTCNN_SIMT_COUNT", "1")
-    simt.library.fastcnn_simt_reset_counters()
+    simt.count()
     all_three(case, torch.bfloat16)
     counters = simt.counters()
     assert counters.mma > 0
@@ -293,8 +277,7 @@ def test_halo_tiles_on_tensor_cores_without_bank_conflicts(case, simt):
 @pytest.mark.parametrize("case", ["depthwise", "four channels a group"])
 def test_halo_tiles_without_bank_conflicts(case, dtype, simt):
     x, weight, bias, _, geometry = tensors(case, dtype, torch.channels_last)
-    simt.set("FASTCNN_SIMT_COUNT", "1")
-    simt.library.fastcnn_simt_reset_counters()
+    simt.count()
     conv.ops.conv(x, weight, bias, None, *geometry, False, 1)
     counters = simt.counters()
     assert counters.shared_load.units == counters.shared_load.ideal > 0
@@ -304,8 +287,7 @@ def test_halo_tiles_without_bank_conflicts(case, dtype, simt):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("case", ["128 pixels x 64 channels", "128 pixels x 192 channels", "two groups"])
 def test_tf32_without_bank_conflicts(case, layout, simt):
-    simt.set("FASTCNN_SIMT_COUNT", "1")
-    simt.library.fastcnn_simt_reset_counters()
+    simt.count()
     all_three(case, torch.float32, layout, 1 + TF32)
     counters = simt.counters()
     assert counters.mma > 0
@@ -320,8 +302,7 @@ def test_tf32_without_bank_conflicts(case, layout, simt):
 def test_weight_gradients_of_halo_tiles_without_bank_conflicts(case, dtype, simt):
     """In the loop over tiles; the sums at its end are read in whatever rows their number makes."""
     x, weight, _, grad, geometry = tensors(case, dtype, torch.channels_last)
-    simt.set("FASTCNN_SIMT_COUNT", "1")
-    simt.library.fastcnn_simt_reset_counters()
+    simt.count()
     conv.ops.backward_weight(grad, x, weight.shape, *geometry, 1)
     source = ROOT / "csrc/cuda/conv2d_grouped_weight_grad.cu"
     lines = source.read_text().splitlines()
@@ -380,8 +361,7 @@ def test_bits_do_not_depend_on_order(case, dtype, accuracy, simt):
 @pytest.mark.parametrize(("channels", "dtype"), [(8, torch.float16), (12, torch.float16), (8, torch.float32)])
 def test_tensor_cores_where_they_fit(channels, dtype, simt):
     x, weight = torch.ones(1, channels, 4, 4, dtype=dtype), torch.ones(8, channels, 3, 3, dtype=dtype)
-    simt.set("FASTCNN_SIMT_COUNT", "1")
-    simt.library.fastcnn_simt_reset_counters()
+    simt.count()
     conv.ops.conv(x, weight, None, None, (1, 1), (0, 0), (1, 1), 1, False, 1)
     assert (simt.counters().mma > 0) == (channels == 8 and dtype == torch.float16)
 

@@ -210,13 +210,19 @@ def test_a_dropped_bound_is_refused():
     ]
 
 
-def test_launches_of_a_layer_of_full_size():
-    """Its host code decides, nothing is computed, and names are spelled as in compiled code."""
+@pytest.fixture
+def layers():
+    """The named layers, whose launches are recorded under simt."""
     library = pytest.importorskip("tests.simt.library")
     if library.MISSING:
         pytest.skip(library.MISSING)
     from bench.static import layers
 
+    return layers
+
+
+def test_launches_of_a_layer_of_full_size(layers):
+    """Its host code decides, nothing is computed, and names are spelled as in compiled code."""
     layer = next(each for each in layers.all_layers() if str(each) == "alexnet.pool1 forward nhwc f32")
     call, tensors = layers.prepare(layer, layers.BATCH, small=False, filled=False)
     assert sum(t.numel() * t.element_size() for t in tensors) == 128 * 96 * (55 * 55 * 4 + 27 * 27 * (4 + 1))
@@ -241,12 +247,7 @@ def test_sums_in_pieces():
     assert cut.roofline == pytest.approx(whole.roofline * whole.microseconds / cut.microseconds)
 
 
-def test_a_layer_in_pieces():
-    library = pytest.importorskip("tests.simt.library")
-    if library.MISSING:
-        pytest.skip(library.MISSING)
-    from bench.static import layers
-
+def test_a_layer_in_pieces(layers):
     layer = next(each for each in layers.all_layers() if str(each) == "alexnet.conv5 forward nhwc f16")
     call, _ = layers.prepare(layer, layer.batch, small=False, filled=False)
     with layers.setting("FASTCNN_SIMT_PROCESSORS", "108"):

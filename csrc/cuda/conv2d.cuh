@@ -1,9 +1,26 @@
 // Convolutions on the GPU. Every entry returns null, or why a kernel could not start.
 #pragma once
+#include <cstdlib>
+
 #include "cuda/tiles.h"
 #include "ops/conv2d.h"
 
 namespace fastcnn::cuda {
+
+// Positions, and the steps between them, are counted in 32 bits.
+constexpr int64_t kMostIndex = (int64_t{1} << 31) - 1;
+
+// Whether an axis of x has more of them, padding included.
+inline bool too_long(const Map& x, const ConvGeometry& g) {
+  const auto beyond = [](int64_t size, int64_t padding) { return size + 2 * std::abs(padding) > kMostIndex; };
+  return beyond(x.h, g.ph) || beyond(x.w, g.pw);
+}
+
+// Whether `run` channels from a multiple of it on, in 16 bytes, can be one access at every pixel of m, which starts at
+// p (or is not there).
+inline bool in_runs(const void* p, const Map& m, int64_t run) {
+  return !p || (m.sc == 1 && m.sn % run == 0 && m.sh % run == 0 && m.sw % run == 0 && aligned(p, 16));
+}
 
 // Element strides of a weight: output channel, channel of the sum, row, column, group.
 struct WeightStrides {

@@ -8,8 +8,6 @@
 namespace fastcnn::cuda {
 namespace {
 
-constexpr int64_t kMost = (int64_t{1} << 31) - 1;
-
 struct Params {
   Conv2d conv;
   int pixels, rows;  // rows: of a block's threads, each row `lanes` threads wide
@@ -190,14 +188,7 @@ __global__ void __launch_bounds__(kConvThreads) weight_grad_finish_kernel(Finish
   if (row == 0 && e < p.elements) store(static_cast<T*>(p.dw) + e, from_acc<T>(sum[0]));
 }
 
-bool too_large(const Map& m) { return m.n * m.h * m.w > kMost; }
-
-// Positions of one axis, padding included, and steps between taps are counted in 32 bits.
-bool too_long(const Map& wide, const ConvGeometry& g) {
-  return wide.h + 2 * int64_t{g.ph} > kMost || wide.w + 2 * int64_t{g.pw} > kMost;
-}
-
-int64_t blocks_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
+bool too_large(const Map& m) { return m.n * m.h * m.w > kMostIndex; }
 
 // The smallest power of two that is at least n, at most `most`, itself one.
 int lanes_for(int64_t n, int most) {
@@ -213,10 +204,10 @@ struct GradGrid {
   int lanes, rows;
 
   explicit GradGrid(const ConvGeometry& g) {
-    parts = g.groups * blocks_of(g.group_out, g.group_out > 1 ? kRun : 1);
+    parts = g.groups * ceil_div(g.group_out, g.group_out > 1 ? kRun : 1);
     weights = int64_t{g.kh} * g.kw * g.group_in;
-    lanes = lanes_for(blocks_of(weights, kDirectPixels), kWarp), rows = kConvThreads / lanes;
-    part_blocks = blocks_of(parts, rows), weight_blocks = blocks_of(weights, lanes * kDirectPixels);
+    lanes = lanes_for(ceil_div(weights, kDirectPixels), kWarp), rows = kConvThreads / lanes;
+    part_blocks = ceil_div(parts, rows), weight_blocks = ceil_div(weights, lanes * kDirectPixels);
   }
 };
 
@@ -228,14 +219,14 @@ const char* conv2d_direct(const Conv2d& c, void* stream) {
   const bool runs = c.g.group_out > 1;
   Params p{};
   p.conv = c;
-  const int64_t parts_of_group = blocks_of(c.g.group_out, runs ? kRun : 1), parts = c.g.groups * parts_of_group;
-  if (parts > kMost) return "the output has too many channels for one grid";
+  const int64_t parts_of_group = ceil_div(c.g.group_out, runs ? kRun : 1), parts = c.g.groups * parts_of_group;
+  if (parts > kMostIndex) return "the output has too many channels for one grid";
   p.pixels = int(c.ym.n * c.ym.h * c.ym.w), p.parts = int(parts);
   p.lanes = c.ym.sc == 1 && c.ym.sw != 1 ? lanes_for(parts, kWarp) : 1, p.rows = kConvThreads / p.lanes;
   p.by_h = Divisor(c.ym.h), p.by_w = Divisor(c.ym.w), p.by_parts = Divisor(parts_of_group);
   p.by_lanes = Divisor(p.lanes), p.by_sh = Divisor(c.g.sh), p.by_sw = Divisor(c.g.sw);
-  const int64_t part_blocks = blocks_of(parts, p.lanes), pixel_blocks = blocks_of(p.pixels, p.rows * kDirectPixels);
-  if (part_blocks * pixel_blocks > kMostBlocks || pixel_blocks * p.rows * kDirectPixels > kMost)
+  const int64_t part_blocks = ceil_div(parts, p.lanes), pixel_blocks = ceil_div(p.pixels, p.rows * kDirectPixels);
+  if (part_blocks * pixel_blocks > kMostBlocks || pixel_blocks * p.rows * kDirectPixels > kMostIndex)
     return "the output is too large for one grid";
   p.by_blocks = Divisor(part_blocks);
   const Launch l{dim3(unsigned(part_blocks * pixel_blocks)), dim3(kConvThreads), 0, stream};
@@ -261,11 +252,11 @@ const char* conv2d_weight_grad_direct(const Conv2dWeightGrad& c, void* stream) {
   if (too_long(c.xm, c.g)) return "an axis exceeds 2^31 positions";
   const GradGrid grid(c.g);
   const int64_t blocks = grid.part_blocks * grid.weight_blocks * c.splits;
-  if (blocks > kMostBlocks || grid.parts > kMost || grid.weights > kMost - kConvThreads * kDirectPixels)
+  if (blocks > kMostBlocks || grid.parts > kMostIndex || grid.weights > kMostIndex - kConvThreads * kDirectPixels)
     return "the weight is too large for one grid";
   GradParams p{};
   p.conv = c;
-  p.pixels = int(c.gm.n * c.gm.h * c.gm.w), p.chunk = int(blocks_of(p.pixels, c.splits));
+  p.pixels = int(c.gm.n * c.gm.h * c.gm.w), p.chunk = int(ceil_div(p.pixels, c.splits));
   p.lanes = grid.lanes, p.rows = grid.rows, p.parts = int(grid.parts), p.weights = int(grid.weights);
   p.by_h = Divisor(c.gm.h), p.by_w = Divisor(c.gm.w), p.by_parts = Divisor(grid.parts / c.g.groups);
   p.by_lanes = Divisor(grid.lanes), p.by_part_blocks = Divisor(grid.part_blocks);
@@ -282,11 +273,11 @@ const char* conv2d_weight_grad_direct(const Conv2dWeightGrad& c, void* stream) {
 
 const char* conv2d_weight_grad_finish(const Conv2dWeightGrad& c, void* stream) {
   const int64_t taps = int64_t{c.g.kh} * c.g.kw, elements = c.g.groups * c.g.group_out * c.g.group_in * taps;
-  if (elements > kMost - kConvThreads) return "the weight is too large for one grid";
+  if (elements > kMostIndex - kConvThreads) return "the weight is too large for one grid";
   const int rows = weight_grad_rows(elements, c.splits), columns = kConvThreads / rows;
   const FinishParams p{c.partial, c.dw, int(elements), int(c.splits),         int(c.g.group_in),
                        int(taps), rows, Divisor(taps), Divisor(c.g.group_in), Divisor(columns)};
-  const Launch l{dim3(unsigned(blocks_of(elements, columns))), dim3(kConvThreads),
+  const Launch l{dim3(unsigned(ceil_div(elements, columns))), dim3(kConvThreads),
                  size_t(kConvThreads * accumulator_size(c.dtype)), stream};
   const char* error = nullptr;
   switch_dtype(c.dtype, [&](auto element) { error = launch<weight_grad_finish_kernel<decltype(element)>>(l, p); });

@@ -9,8 +9,6 @@
 namespace fastcnn::cuda {
 namespace {
 
-constexpr int64_t kMost = (int64_t{1} << 31) - 1;
-
 // What four neighbouring elements of y (and of the residual) one store may take.
 enum class Run { none, channels, pixels };
 
@@ -125,15 +123,11 @@ __global__ void __launch_bounds__(FfmaTile<kM, kN>::kThreads, FfmaTile<kM, kN>::
 }
 
 Run run_of(const Conv2d& c) {
-  const auto whole = [&](const void* p, const Map& m, Run run) {
-    if (!p) return true;
-    const bool strides = m.sn % 4 == 0 && (run == Run::channels ? m.sc == 1 && m.sh % 4 == 0 && m.sw % 4 == 0
-                                                                : m.sw == 1 && m.sh == m.w && m.sc % 4 == 0);
-    return strides && aligned(p, 16);
+  const auto pixels = [](const void* p, const Map& m) {
+    return !p || (m.sw == 1 && m.sh == m.w && m.sc % 4 == 0 && m.sn % 4 == 0 && aligned(p, 16));
   };
-  const auto both = [&](Run run) { return whole(c.y, c.ym, run) && whole(c.residual, c.rm, run); };
-  if (c.g.group_out % 4 == 0 && both(Run::channels)) return Run::channels;
-  return c.ym.h * c.ym.w % 4 == 0 && both(Run::pixels) ? Run::pixels : Run::none;
+  if (c.g.group_out % 4 == 0 && in_runs(c.y, c.ym, 4) && in_runs(c.residual, c.rm, 4)) return Run::channels;
+  return c.ym.h * c.ym.w % 4 == 0 && pixels(c.y, c.ym) && pixels(c.residual, c.rm) ? Run::pixels : Run::none;
 }
 
 template <int kM, int kN>
@@ -155,10 +149,9 @@ const char* conv2d_ffma(const Conv2d& c, void* stream) {
   constexpr int kDepth = kFfmaDepth;
   const int64_t pixels = c.ym.n * c.ym.h * c.ym.w;
   const int64_t steps = (c.g.group_in + kDepth - 1) / kDepth * c.g.kh * c.g.kw;
-  if (pixels > kMost - 128) return "the output has too many pixels for one grid";
-  if (c.xm.h + 2 * std::abs(int64_t{c.g.ph}) > kMost || c.xm.w + 2 * std::abs(int64_t{c.g.pw}) > kMost)
-    return "an axis exceeds 2^31 positions";
-  if (steps > kMost || c.g.group_out > kMost - 128) return "the weight is too large for one sum";
+  if (pixels > kMostIndex - 128) return "the output has too many pixels for one grid";
+  if (too_long(c.xm, c.g)) return "an axis exceeds 2^31 positions";
+  if (steps > kMostIndex || c.g.group_out > kMostIndex - 128) return "the weight is too large for one sum";
   Params p{};
   p.conv = c, p.pixels = int(pixels), p.steps = int(steps), p.filled = int(packed_layout(c.g, Dtype::f32).group_out);
   p.run = run_of(c), p.by = TapSteps(c, kDepth), p.by_h = Divisor(c.ym.h), p.by_w = Divisor(c.ym.w);

@@ -11,10 +11,6 @@
 namespace fastcnn::cuda {
 namespace {
 
-constexpr int64_t kMost = (int64_t{1} << 31) - 1;
-
-int64_t blocks_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
-
 // From an output pixel to the one kFfmaDepth further on: elements, and what a step to the next row of pixels or to the
 // next image adds to them. sh, sw: what the tensor moves by when an output pixel does.
 struct PixelSteps {
@@ -136,26 +132,19 @@ int64_t weights_of(const ConvGeometry& g) { return int64_t{g.kh} * g.kw * g.grou
 int64_t side_of(const ConvGeometry& g) { return g.group_out > 64 && weights_of(g) > 64 ? 128 : 64; }
 
 // Pixels of a split, whole steps of the kernel.
-int64_t chunk_of(int64_t pixels, int64_t splits) {
-  return blocks_of(blocks_of(pixels, splits), kFfmaDepth) * kFfmaDepth;
-}
-
-// Whether four channels of every pixel, and of every tap, are one aligned copy.
-bool in_fours(const void* p, const Map& m, int64_t channels) {
-  return m.sc == 1 && m.sn % 4 == 0 && m.sh % 4 == 0 && m.sw % 4 == 0 && channels % 4 == 0 && aligned(p, 16);
-}
+int64_t chunk_of(int64_t pixels, int64_t splits) { return ceil_div(ceil_div(pixels, splits), kFfmaDepth) * kFfmaDepth; }
 
 template <int kSide>
 const char* run(Params p, void* stream) {
   using S = FfmaTile<kSide, kSide>;
   const Conv2dWeightGrad& c = p.conv;
-  const int64_t columns = blocks_of(p.weights, kSide), rows = blocks_of(c.g.group_out, kSide);
+  const int64_t columns = ceil_div(p.weights, kSide), rows = ceil_div(c.g.group_out, kSide);
   const int64_t blocks = columns * rows * c.splits;
   if (blocks > kMostBlocks || c.g.groups > 65535) return "the weight is too large for one grid";
   p.by_columns = Divisor(columns), p.by_rows = Divisor(rows);
   const Launch l{dim3(unsigned(blocks), unsigned(c.g.groups)), dim3(S::kThreads),
                  sizeof(typename S::Stage) * S::kStages, stream};
-  return in_fours(c.x, c.xm, c.g.group_in) && in_fours(c.grad, c.gm, c.g.group_out)
+  return c.g.group_in % 4 == 0 && c.g.group_out % 4 == 0 && in_runs(c.x, c.xm, 4) && in_runs(c.grad, c.gm, 4)
              ? launch<conv2d_ffma_weight_grad_kernel<kSide, true>>(l, p)
              : launch<conv2d_ffma_weight_grad_kernel<kSide, false>>(l, p);
 }
@@ -164,16 +153,15 @@ const char* run(Params p, void* stream) {
 
 int64_t ffma_weight_grad_splits(const Conv2dWeightGrad& c) {
   const int64_t side = side_of(c.g), pixels = c.gm.n * c.gm.h * c.gm.w;
-  const int64_t blocks = blocks_of(c.g.group_out, side) * blocks_of(weights_of(c.g), side) * c.g.groups;
-  return blocks_of(pixels, chunk_of(pixels, weight_grad_splits(pixels, blocks)));
+  const int64_t blocks = ceil_div(c.g.group_out, side) * ceil_div(weights_of(c.g), side) * c.g.groups;
+  return ceil_div(pixels, chunk_of(pixels, weight_grad_splits(pixels, blocks)));
 }
 
 const char* conv2d_weight_grad_ffma(const Conv2dWeightGrad& c, void* stream) {
   const int64_t pixels = c.gm.n * c.gm.h * c.gm.w, weights = weights_of(c.g);
-  if (pixels > kMost - 2 * kFfmaDepth) return "the output has too many pixels for one grid";
-  if (c.xm.h + 2 * int64_t{c.g.ph} > kMost || c.xm.w + 2 * int64_t{c.g.pw} > kMost)
-    return "an axis exceeds 2^31 positions";
-  if (weights > kMost - 128 || c.g.group_out > kMost - 128) return "the weight is too large for one grid";
+  if (pixels > kMostIndex - 2 * kFfmaDepth) return "the output has too many pixels for one grid";
+  if (too_long(c.xm, c.g)) return "an axis exceeds 2^31 positions";
+  if (weights > kMostIndex - 128 || c.g.group_out > kMostIndex - 128) return "the weight is too large for one grid";
   Params p{};
   p.conv = c, p.pixels = int(pixels), p.chunk = int(chunk_of(pixels, c.splits)), p.weights = int(weights);
   p.next_h = int(kFfmaDepth / c.gm.w % c.gm.h), p.next_w = int(kFfmaDepth % c.gm.w);

@@ -165,10 +165,7 @@ const char* conv2d_first_ffma(const Conv2d& c, void* stream) {
   p.row = int(first_row(c.g)), p.parts = int(ceil_div(p.row, kFirstDepth));
   p.part = int(ceil_div(ceil_div(p.row, p.parts), 4) * 4);
   p.filled = int(packed_layout(c.g, Dtype::f32).group_out), p.adjoin = pixels_adjoin(c.xm);
-  const auto in_fours = [](const void* q, const Map& m) {
-    return !q || (m.sc == 1 && m.sn % 4 == 0 && m.sh % 4 == 0 && m.sw % 4 == 0 && aligned(q, 16));
-  };
-  p.runs = c.g.group_out % 4 == 0 && in_fours(c.y, c.ym) && in_fours(c.residual, c.rm);
+  p.runs = c.g.group_out % 4 == 0 && in_runs(c.y, c.ym, 4) && in_runs(c.residual, c.rm, 4);
   p.by_channels = Divisor(c.g.group_in), p.by_columns = Divisor(p.tile.columns);
   return channels == 96 ? run<96>(p, stream) : channels == 64 ? run<64>(p, stream) : run<32>(p, stream);
 }

@@ -38,9 +38,8 @@ __device__ __forceinline__ void for_each_of_halo(const T* x, const Map& m, const
 
 // Null, or what 32 bits do not count.
 inline const char* first_refusal(const Map& x, const ConvGeometry& g) {
-  constexpr int64_t kMost = (int64_t{1} << 31) - 1;
   const int64_t h = x.h + 2 * std::abs(int64_t{g.ph}), w = x.w + 2 * std::abs(int64_t{g.pw});
-  return h > kMost || w > kMost / kFirstInputs ? "an axis exceeds 2^31 positions" : nullptr;
+  return h > kMostIndex || w > kMostIndex / kFirstInputs ? "an axis exceeds 2^31 positions" : nullptr;
 }
 
 // Where a block's tile lies.

@@ -219,11 +219,8 @@ __global__ void __launch_bounds__(Tile<T, kN>::kThreads, 2) conv2d_first_mma_ker
 }
 
 Store store_of(const Conv2d& c) {
-  const auto in_chunks = [](const void* q, const Map& m) {
-    const bool strides = m.sn % kChunk<half_t> == 0 && m.sh % kChunk<half_t> == 0 && m.sw % kChunk<half_t> == 0;
-    return !q || (m.sc == 1 && strides && aligned(q, 16));
-  };
-  if (c.g.group_out % kChunk<half_t> == 0 && in_chunks(c.y, c.ym) && in_chunks(c.residual, c.rm)) return kChunks;
+  constexpr int64_t kRun = kChunk<half_t>;
+  if (c.g.group_out % kRun == 0 && in_runs(c.y, c.ym, kRun) && in_runs(c.residual, c.rm, kRun)) return kChunks;
   return c.ym.sc == 1 ? kChannels : kPixels;
 }
 

@@ -128,14 +128,12 @@ const char* run(const Params& p, const Launch& l) {
 }  // namespace
 
 const char* conv2d_grouped(const Conv2d& c, void* stream) {
-  constexpr int64_t kMost = (int64_t{1} << 31) - 1;
-  if (c.xm.h + 2 * std::abs(int64_t{c.g.ph}) > kMost || c.xm.w + 2 * std::abs(int64_t{c.g.pw}) > kMost)
-    return "an axis exceeds 2^31 positions";
+  if (too_long(c.xm, c.g)) return "an axis exceeds 2^31 positions";
   Params p{};
   p.conv = c, p.tile = grouped_tile(c.g, c.ym.h, c.ym.w, c.dtype), p.chunks = int(grouped_chunks(c.g, c.dtype));
   const GroupedTile& t = p.tile;
-  const auto tiles = [](int64_t count, int64_t size) { return (count + size - 1) / size; };
-  const int64_t down = tiles(c.ym.h, t.rows), across = tiles(c.ym.w, t.columns), deep = tiles(p.chunks, t.chunks);
+  const int64_t down = ceil_div(c.ym.h, t.rows), across = ceil_div(c.ym.w, t.columns);
+  const int64_t deep = ceil_div(p.chunks, t.chunks);
   const int64_t blocks = c.ym.n * down * across * deep;
   if (blocks > kMostBlocks) return "the output is too large for one grid";
   p.by_chunks = Divisor(t.chunks), p.by_columns = Divisor(t.columns), p.by_width = Divisor(t.width);

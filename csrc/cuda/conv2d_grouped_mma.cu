@@ -10,9 +10,6 @@
 namespace fastcnn::cuda {
 namespace {
 
-constexpr int64_t kMost = (int64_t{1} << 31) - 1;
-constexpr int kWarps = kPlaneThreads / kWarp;
-
 struct Params {
   Conv2d conv;
   PlaneTile tile;
@@ -49,7 +46,7 @@ __global__ void __launch_bounds__(kPlaneThreads, 3) conv2d_grouped_mma_kernel(Pa
   cp_async_commit();
   // Weights as the lanes' fragments: [group][step][8 outputs][lane], inputs 2 (lane % 4) and the next of two units.
   const int group0 = chunk0 / kOut;
-  for (int e = warp; e < p.tile_groups * p.steps * kOut; e += kWarps) {
+  for (int e = warp; e < p.tile_groups * p.steps * kOut; e += kPlaneWarps) {
     uint32_t step;
     const int group = group0 + int(p.by_steps.divide(e / kOut, step)), o = e % kOut * 8 + lane / 4;
     const bool exists = group < c.g.groups;
@@ -162,8 +159,7 @@ const char* run(const Params& p, const Launch& l) {
 }  // namespace
 
 const char* conv2d_grouped_mma(const Conv2d& c, void* stream) {
-  if (c.xm.h + 2 * std::abs(int64_t{c.g.ph}) > kMost || c.xm.w + 2 * std::abs(int64_t{c.g.pw}) > kMost)
-    return "an axis exceeds 2^31 positions";
+  if (too_long(c.xm, c.g)) return "an axis exceeds 2^31 positions";
   Params p{};
   p.conv = c, p.tile = plane_tile(c.g, c.ym.h, c.ym.w);
   const PlaneTile& t = p.tile;
@@ -171,7 +167,7 @@ const char* conv2d_grouped_mma(const Conv2d& c, void* stream) {
   const int64_t deep = ceil_div(c.g.groups * c.g.group_in / 8, t.chunks), blocks = c.ym.n * down * across * deep;
   if (blocks > kMostBlocks) return "the output is too large for one grid";
   p.steps = int(plane_steps(c.g)), p.units = int(plane_units(c.g)), p.tile_groups = t.chunks * 8 / int(c.g.group_in);
-  p.shares = kWarps / p.tile_groups, p.row_pieces = t.columns / 8;
+  p.shares = kPlaneWarps / p.tile_groups, p.row_pieces = t.columns / 8;
   p.by_chunks = Divisor(t.chunks), p.by_width = Divisor(t.width), p.by_sw = Divisor(c.g.sw);
   p.by_groups = Divisor(p.tile_groups), p.by_row_pieces = Divisor(p.row_pieces), p.by_steps = Divisor(p.steps);
   p.by_columns = Divisor(t.columns), p.by_kw = Divisor(c.g.kw), p.by_chunk_tiles = Divisor(deep);

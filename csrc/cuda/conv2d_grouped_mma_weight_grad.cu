@@ -9,9 +9,6 @@
 namespace fastcnn::cuda {
 namespace {
 
-constexpr int64_t kMost = (int64_t{1} << 31) - 1;
-constexpr int kWarps = kPlaneThreads / kWarp;
-
 struct Params {
   Conv2dWeightGrad conv;
   PlaneTile tile;
@@ -154,7 +151,7 @@ struct Grid {
         deep(ceil_div(c.g.groups * c.g.group_in / 8, tile.chunks)),
         step_tiles(ceil_div(plane_steps(c.g), c.g.group_in == 8 ? kSteps<8> : kSteps<16>)),
         tiles(c.gm.n * down * across),
-        shares(kWarps * c.g.group_in / (tile.chunks * 8)) {}
+        shares(kPlaneWarps * c.g.group_in / (tile.chunks * 8)) {}
 };
 
 }  // namespace
@@ -165,12 +162,11 @@ int64_t grouped_mma_weight_grad_splits(const Conv2dWeightGrad& c) {
 }
 
 const char* conv2d_weight_grad_grouped_mma(const Conv2dWeightGrad& c, void* stream) {
-  if (c.xm.h + 2 * int64_t{c.g.ph} > kMost || c.xm.w + 2 * int64_t{c.g.pw} > kMost)
-    return "an axis exceeds 2^31 positions";
+  if (too_long(c.xm, c.g)) return "an axis exceeds 2^31 positions";
   const Grid grid(c);
   const PlaneTile& t = grid.tile;
   const int64_t splits = c.splits / grid.shares, blocks = grid.deep * grid.step_tiles * splits;
-  if (grid.tiles > kMost || blocks > kMostBlocks) return "the gradient is too large for one grid";
+  if (grid.tiles > kMostIndex || blocks > kMostBlocks) return "the gradient is too large for one grid";
   Params p{};
   p.conv = c, p.tile = t, p.units = int(plane_units(c.g)), p.grad_plane = plane_of_grad(t);
   p.shares = int(grid.shares), p.row_pieces = t.columns / 8;

@@ -9,8 +9,6 @@
 namespace fastcnn::cuda {
 namespace {
 
-constexpr int64_t kMost = (int64_t{1} << 31) - 1;
-
 struct Params {
   Conv2dWeightGrad conv;
   GroupedGradTile tile;
@@ -173,11 +171,10 @@ int64_t grouped_weight_grad_splits(const Conv2dWeightGrad& c) {
 }
 
 const char* conv2d_weight_grad_grouped(const Conv2dWeightGrad& c, void* stream) {
-  if (c.xm.h + 2 * int64_t{c.g.ph} > kMost || c.xm.w + 2 * int64_t{c.g.pw} > kMost)
-    return "an axis exceeds 2^31 positions";
+  if (too_long(c.xm, c.g)) return "an axis exceeds 2^31 positions";
   const Grid grid(c);
   const GroupedGradTile& t = grid.tile;
-  if (grid.tiles > kMost || grid.deep * c.splits > kMostBlocks) return "the gradient is too large for one grid";
+  if (grid.tiles > kMostIndex || grid.deep * c.splits > kMostBlocks) return "the gradient is too large for one grid";
   Params p{};
   p.conv = c, p.tile = t, p.chunks = int(grouped_chunks(c.g, c.dtype));
   p.tiles = int(grid.tiles), p.tiles_per_split = int(ceil_div(grid.tiles, c.splits));

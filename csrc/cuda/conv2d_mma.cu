@@ -11,8 +11,6 @@
 namespace fastcnn::cuda {
 namespace {
 
-constexpr int64_t kMost = (int64_t{1} << 31) - 1;
-
 template <class S>
 __device__ __forceinline__ MmaPlace place_of(const MmaParams& p, int tile) {
   uint32_t column, row;
@@ -135,11 +133,6 @@ MmaPlan plan_of(const Conv2d& c) {
   return c.moments ? plan.unsplit() : plan;
 }
 
-// Whether four neighbouring channels of m lie in 16 aligned bytes.
-bool whole_chunks(const void* p, const Map& m) {
-  return !p || (m.sc == 1 && m.sn % 4 == 0 && m.sh % 4 == 0 && m.sw % 4 == 0 && aligned(p, 16));
-}
-
 }  // namespace
 
 int processors_of(int device) { return processors(device); }
@@ -148,10 +141,9 @@ int64_t mma_partial_elements(const Conv2d& c) { return plan_of(c).partial_elemen
 
 const char* conv2d_mma(const Conv2d& c, void* stream) {
   const int64_t pixels = c.ym.n * c.ym.h * c.ym.w, sum = c.g.group_in * c.g.kh * c.g.kw;
-  if (pixels > kMost - 128) return "the output has too many pixels for one grid";
-  if (c.xm.h + 2 * std::abs(int64_t{c.g.ph}) > kMost || c.xm.w + 2 * std::abs(int64_t{c.g.pw}) > kMost)
-    return "an axis exceeds 2^31 positions";
-  if (sum > kMost / 2 || c.g.group_out > kMost - 192) return "the weight is too large for one sum";
+  if (pixels > kMostIndex - 128) return "the output has too many pixels for one grid";
+  if (too_long(c.xm, c.g)) return "an axis exceeds 2^31 positions";
+  if (sum > kMostIndex / 2 || c.g.group_out > kMostIndex - 192) return "the weight is too large for one sum";
   const MmaPlan plan = plan_of(c);
   if (plan.blocks() > kMostBlocks) return "the output is too large for one grid";
   if (plan.pieces > 1 && !c.partial) return "there is no memory for parts of its sums";
@@ -159,7 +151,7 @@ const char* conv2d_mma(const Conv2d& c, void* stream) {
   p.conv = c, p.pixels = int(pixels), p.steps = int(plan.steps), p.sum = int(sum);
   p.filled = int(packed_layout(c.g, c.dtype).group_out);
   p.whole = int(plan.whole), p.chunk = int(plan.chunk);
-  p.chunks = c.g.group_out % 4 == 0 && whole_chunks(c.y, c.ym) && whole_chunks(c.residual, c.rm);
+  p.chunks = c.g.group_out % 4 == 0 && in_runs(c.y, c.ym, 4) && in_runs(c.residual, c.rm, 4);
   p.x_row = c.g.dh * c.xm.sh, p.x_column = c.g.dw * c.xm.sw;
   p.by_h = Divisor(c.ym.h), p.by_w = Divisor(c.ym.w), p.by_columns = Divisor(plan.columns);
   p.by_rows = Divisor(plan.rows), p.by_pieces = Divisor(plan.pieces), p.by_channels = Divisor(c.g.group_in);

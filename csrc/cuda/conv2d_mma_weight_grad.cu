@@ -9,8 +9,6 @@
 namespace fastcnn::cuda {
 namespace {
 
-constexpr int64_t kMost = (int64_t{1} << 31) - 1;
-
 struct Params {
   Conv2dWeightGrad conv;
   int pixels, chunk, weights;  // chunk: pixels of a split, whole steps; weights: of an output channel
@@ -122,8 +120,6 @@ __global__ void __launch_bounds__(Tile<T, kM, kN, kWarpM, kWarpN>::kThreads, kM 
       }
 }
 
-int64_t blocks_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
-
 int64_t weights_of(const ConvGeometry& g) { return int64_t{g.kh} * g.kw * g.group_in; }
 
 // 128x128 where the weight fills it, else 64x64.
@@ -131,12 +127,12 @@ int64_t tile_of(const ConvGeometry& g) { return g.group_out > 64 && weights_of(g
 
 // Pixels of a split: whole steps of the kernel for any type.
 constexpr int64_t kWhole = 32;
-int64_t chunk_of(int64_t pixels, int64_t splits) { return blocks_of(blocks_of(pixels, splits), kWhole) * kWhole; }
+int64_t chunk_of(int64_t pixels, int64_t splits) { return ceil_div(ceil_div(pixels, splits), kWhole) * kWhole; }
 
 template <class T, int kM, int kN, int kWarpM, int kWarpN>
 const char* run(Params p, void* stream) {
   using S = Tile<T, kM, kN, kWarpM, kWarpN>;
-  const int64_t columns = blocks_of(p.weights, kN), rows = blocks_of(p.conv.g.group_out, kM);
+  const int64_t columns = ceil_div(p.weights, kN), rows = ceil_div(p.conv.g.group_out, kM);
   const int64_t blocks = columns * rows * p.conv.splits;
   if (blocks > kMostBlocks || p.conv.g.groups > 65535) return "the weight is too large for one grid";
   p.by_columns = Divisor(columns), p.by_rows = Divisor(rows);
@@ -149,16 +145,15 @@ const char* run(Params p, void* stream) {
 
 int64_t mma_weight_grad_splits(const Conv2dWeightGrad& c) {
   const int64_t tile = tile_of(c.g), pixels = c.gm.n * c.gm.h * c.gm.w;
-  const int64_t blocks = blocks_of(c.g.group_out, tile) * blocks_of(weights_of(c.g), tile) * c.g.groups;
-  return blocks_of(pixels, chunk_of(pixels, weight_grad_splits(pixels, blocks)));
+  const int64_t blocks = ceil_div(c.g.group_out, tile) * ceil_div(weights_of(c.g), tile) * c.g.groups;
+  return ceil_div(pixels, chunk_of(pixels, weight_grad_splits(pixels, blocks)));
 }
 
 const char* conv2d_weight_grad_mma(const Conv2dWeightGrad& c, void* stream) {
   const int64_t pixels = c.gm.n * c.gm.h * c.gm.w, weights = weights_of(c.g);
-  if (pixels > kMost - 2 * kWhole) return "the output has too many pixels for one grid";
-  if (c.xm.h + 2 * int64_t{c.g.ph} > kMost || c.xm.w + 2 * int64_t{c.g.pw} > kMost)
-    return "an axis exceeds 2^31 positions";
-  if (weights > kMost - 128) return "the weight is too large for one grid";
+  if (pixels > kMostIndex - 2 * kWhole) return "the output has too many pixels for one grid";
+  if (too_long(c.xm, c.g)) return "an axis exceeds 2^31 positions";
+  if (weights > kMostIndex - 128) return "the weight is too large for one grid";
   Params p{};
   p.conv = c, p.pixels = int(pixels), p.chunk = int(chunk_of(pixels, c.splits)), p.weights = int(weights);
   const int64_t depth = 64 / int64_t(size_of(c.dtype)), rows = depth / c.gm.w, row = c.g.sh * c.xm.sh,

@@ -7,7 +7,7 @@
 namespace fastcnn::cuda {
 namespace {
 
-constexpr int64_t kMost = (int64_t{1} << 31) - 1 - kConvThreads;  // elements that 32-bit indices reach
+constexpr int64_t kMostElements = kMostIndex - kConvThreads;  // which 32-bit indices reach
 
 Launch one_thread_each(int64_t elements, void* stream) {
   return {dim3(unsigned((elements + kConvThreads - 1) / kConvThreads)), dim3(kConvThreads), 0, stream};
@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(kConvThreads) pad_kernel(PadParams p) {
 template <class T>
 const char* run_pad(const Pad2d& c, void* stream) {
   const int64_t elements = c.ym.n * c.ym.c * c.ym.h * c.ym.w;
-  if (elements > kMost) return "the padded input is too large for one grid";
+  if (elements > kMostElements) return "the padded input is too large for one grid";
   const PadParams p{c.x,
                     c.y,
                     c.mode,
@@ -100,7 +100,7 @@ const char* run_pad(const Pad2d& c, void* stream) {
 
 const char* pack_conv2d_weight(const Conv2dPack& c, void* stream) {
   const PackedLayout layout = packed_layout(c.g, c.to);
-  if (layout.elements > kMost) return "the weight is too large for one grid";
+  if (layout.elements > kMostElements) return "the weight is too large for one grid";
   if (layout.elements == 0) return nullptr;
   const PackParams p{c.w,
                      c.packed,

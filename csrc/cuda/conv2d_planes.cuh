@@ -5,6 +5,8 @@
 
 namespace fastcnn::cuda {
 
+constexpr int kPlaneWarps = kPlaneThreads / kWarp;
+
 // The thread's chunk of the tile whose first row and column of x are h0 and w0; zeros for what lies outside. to: its
 // plane; x: its channels of the image.
 template <class T>

@@ -102,6 +102,11 @@ class Ground:
         self.register = False
         self.library.fastcnn_simt_reset_counters()
 
+    def count(self):
+        """From here on, from zero."""
+        self.set("FASTCNN_SIMT_COUNT", "1")
+        self.library.fastcnn_simt_reset_counters()
+
     def counters(self) -> Counters:
         return self.library.fastcnn_simt_counters()
 

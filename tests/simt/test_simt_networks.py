@@ -20,7 +20,7 @@ from tests.simt import library
 
 pytestmark = pytest.mark.skipif(library.MISSING is not None, reason=str(library.MISSING))
 
-BATCH = 2
+BATCH = 4  # of two, normalization on maps of a few pixels enlarges rounding by more than verify allows
 
 # The network with 10 * `by` classes, of which `narrow` leaves 10; `by`; the input's height and width.
 NETWORKS = {
@@ -82,14 +82,7 @@ def network(name: str, by: int = 0) -> nn.Module:
     """With random values that keep the size of the activations, without dropout; `by` is NETWORKS' unless given."""
     build, by = NETWORKS[name][0], by or NETWORKS[name][1]
     model = narrow(on_meta(build, num_classes=10 * by), by)
-    model = fill(model, values(model))
-    return model
-
-
-def holds(verification) -> bool:
-    """Of a whole network three times verify's slack: normalization over two images of a few pixels hands rounding on
-    many times enlarged, and the two executors' sums are ordered differently."""
-    return all(c.error <= c.tolerance * (3 if c.layer == "network" else 1) for c in verification.checks)
+    return fill(model, values(model))
 
 
 def batch(name: str, dtype=torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
@@ -115,7 +108,7 @@ def test_network(name):
     model, (x, target) = network(name), batch(name)
     with library.taken_over():
         verification, kernels = launched(lambda: verify(model, x, target, name))
-    assert holds(verification), worst(verification)
+    assert verification.passed, worst(verification)
     convolutions = {"conv2d_direct_kernel", "conv2d_ffma_kernel"}
     assert kernels & convolutions, kernels
     assert any("weight_grad" in kernel for kernel in kernels), kernels
