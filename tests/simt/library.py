@@ -4,6 +4,7 @@
 any test of it, compute on them.
 """
 
+import fcntl
 import hashlib
 import importlib
 import os
@@ -32,14 +33,20 @@ FLAGS += ["-Wno-unknown-pragmas", "-DFASTCNN_SIMT", "-DFASTCNN_CUDA", "-DTORCH_T
 
 def build(sanitize: str = "") -> Path:
     """The library, of what is stale compiled anew. sanitize: as -fsanitize= takes it."""
-    sys.path.insert(0, str(ROOT))
-    from build_compile import stale
-
     include = Path(torch.__file__).parent / "include"
     flags = [*FLAGS, f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests/simt'}", "-isystem", str(include)]
     flags += [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer"] if sanitize else []
     out = ROOT / "build" / "simt" / hashlib.sha256(" ".join(flags).encode()).hexdigest()[:12]
     out.mkdir(parents=True, exist_ok=True)
+    with open(out / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of pytest's workers one compiles
+        return build_in(out, flags, sanitize)
+
+
+def build_in(out: Path, flags: list[str], sanitize: str) -> Path:
+    sys.path.insert(0, str(ROOT))
+    from build_compile import stale
+
     sources = [
         path
         for glob in ("csrc/cuda/*.cu", "csrc/cuda/*.cpp", "tests/simt/*.cpp", "tests/simt/torch/*.cpp")
@@ -55,7 +62,8 @@ def build(sanitize: str = "") -> Path:
     library = out / "libfastcnn_simt.so"
     objects = [job[0] for job in jobs]
     if not library.exists() or any(o.stat().st_mtime > library.stat().st_mtime for o in objects):
-        link = [f"-L{include.parent / 'lib'}", "-ltorch_cpu", *([f"-fsanitize={sanitize}"] if sanitize else [])]
+        torch_libraries = Path(torch.__file__).parent / "lib"
+        link = [f"-L{torch_libraries}", "-ltorch_cpu", *([f"-fsanitize={sanitize}"] if sanitize else [])]
         subprocess.run([CXX, "-shared", *map(str, objects), *link, "-o", str(library)], check=True)
     return library
 
