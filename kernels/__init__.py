@@ -1,1 +1,19 @@
-"""Triton kernels; installed as fastcnn.kernels."""
+"""Triton kernels; installed as fastcnn.kernels. Importing it imports triton, and registers the ops where that works.
+
+`MISSING` is None, or why there are none. fastcnn imports this package where there is a GPU, and with
+TRITON_INTERPRET=1: then CPU tensors, too, are computed by the kernels, in Triton's interpreter.
+"""
+
+import importlib
+import importlib.util
+
+MODULES = ("epilogue",)
+MISSING: str | None = None
+
+try:
+    import triton  # noqa: F401
+except ImportError as error:
+    MISSING = f"Triton cannot be imported: {error}"
+else:
+    for name in MODULES:
+        importlib.import_module(f"{__name__}.{name}")
