@@ -7,7 +7,7 @@ TRITON_INTERPRET=1: then CPU tensors, too, are computed by the kernels, in Trito
 import importlib
 import importlib.util
 
-MODULES = ("epilogue",)
+MODULES = ("epilogue", "reductions", "pointwise_backward", "pointwise_siblings")
 MISSING: str | None = None
 
 try:
