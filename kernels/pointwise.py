@@ -1,7 +1,9 @@
-"""1x1 convolution of channels_last tensors: the ops, on the kernels of pointwise_kernels.py.
+"""1x1 convolution's ops: torch.ops.fastcnn.pointwise_conv2d, _stats and _into.
 
 y[n,o,p,q] = act(scale[o] * sum_c w[o,c] * pre(x[n, c, p*sh, q*sw]) + shift[o] + residual[n,o,p,q]),
 pre(v) = relu(v * pre_scale[c] + pre_shift[c]) or v
+
+On CUDA, and with TRITON_INTERPRET=1, Triton's kernels compute; on CPU the C++ kernels of conv2d.
 """
 
 from collections.abc import Sequence
@@ -10,180 +12,31 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
-from fastcnn.ops._define import Differentiable, autocast, fold, loop
+from fastcnn.ops._define import Differentiable, fold, loop
 
-from .epilogue import merge_moments
-from .pointwise_kernels import pointwise_kernel, pointwise_reduce_kernel
-from .register import INTERPRETED, on_triton, processors, triton_op, wrap_triton
-from .tiles import PointwiseTile, cdiv, pointwise_tile
-
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-
-
-def output_size(x: Tensor, weight: Tensor, stride: Sequence[int]) -> tuple[int, int, int, int]:
-    """(N, O, OH, OW)."""
-    return x.shape[0], weight.shape[0], (x.shape[2] - 1) // stride[0] + 1, (x.shape[3] - 1) // stride[1] + 1
-
-
-def check(x: Tensor, weight: Tensor, stride: Sequence[int], vectors: dict[str, tuple[Tensor | None, int]]) -> None:
-    """RuntimeError where sizes do not fit. vectors: each with the size that it must have."""
-    torch._check(
-        x.dim() == 4 and weight.dim() == 4 and x.shape[1] == weight.shape[1],
-        lambda: f"pointwise_conv2d: expected x (N, C, H, W) and weight (O, C, 1, 1), but got {list(x.shape)} and "
-        f"{list(weight.shape)}",
-    )
-    torch._check(
-        weight.shape[2] == 1 and weight.shape[3] == 1,
-        lambda: f"pointwise_conv2d: expected a 1x1 weight, but got {list(weight.shape)}",
-    )
-    torch._check(
-        weight.dtype == x.dtype,
-        lambda: f"pointwise_conv2d: expected weight of x's dtype {x.dtype}, but got {weight.dtype}",
-    )
-    torch._check(
-        len(stride) == 2 and stride[0] > 0 and stride[1] > 0,
-        lambda: f"pointwise_conv2d: expected a stride of two positive numbers, but got {list(stride)}",
-    )
-    for name, (v, size) in vectors.items():
-        torch._check(
-            v is None or (v.dim() == 1 and v.shape[0] == size),
-            lambda: f"pointwise_conv2d: expected {name} of size ({size},), but got {list(v.shape)}",  # noqa: B023
-        )
-
-
-def pixel_stride(x: Tensor) -> int | None:
-    """How far apart neighbouring pixels of x (N, C, H, W) lie, over rows and images, too; None where they are not
-    equally far apart, or channels are not neighbours."""
-    if x.shape[1] > 1 and x.stride(1) != 1:
-        return None
-    apart, seen = None, 1
-    for d in (3, 2, 0):
-        if x.shape[d] > 1:
-            if apart is None:
-                apart = x.stride(d)
-            elif x.stride(d) != apart * seen:
-                return None
-            seen *= x.shape[d]
-    return x.shape[1] if apart is None else apart
-
-
-def nhwc(x: Tensor) -> Tensor:
-    """x with neighbouring channels: itself, or a channels_last copy."""
-    return x if x.shape[1] == 1 or x.stride(1) == 1 else x.contiguous(memory_format=torch.channels_last)
-
-
-def flat(x: Tensor) -> tuple[Tensor, int]:
-    """x or a channels_last copy, and the distance of its pixels."""
-    apart = pixel_stride(x)
-    if apart is None:
-        x, apart = x.clone(memory_format=torch.channels_last), x.shape[1]
-    return x, apart
-
-
-def needs_int64(*tensors: Tensor) -> bool:
-    """Whether an offset within one of them, or that of a pixel in a tile behind its last, may exceed 31 bits."""
-    extents = (sum((n - 1) * s for n, s in zip(t.shape, t.stride())) for t in tensors)
-    return any(extent >= 2**31 - 2**12 for extent in extents)
-
-
-def launch(
-    x: Tensor,
-    weight: Tensor,
-    y: Tensor,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    residual: Tensor | None = None,
-    pre_scale: Tensor | None = None,
-    pre_shift: Tensor | None = None,
-    stride: Sequence[int] = (1, 1),
-    relu: bool = False,
-    tf32: bool = False,
-    stats: bool = False,
-    tile: PointwiseTile | None = None,
-) -> tuple[Tensor, Tensor] | None:
-    """Computes into y, of which pixels must lie equally far apart and channels together: a channel slice will do.
-
-    stats: returns y's mean and biased variance over (N, H, W), (O,) float32 each. tile: None takes tiles.py's.
-    """
-    torch._check(x.dtype in DTYPES, lambda: f"pointwise_conv2d: no Triton kernel for {x.dtype}")
-    pixels, inputs, outputs = y.shape[0] * y.shape[2] * y.shape[3], x.shape[1], y.shape[1]
-    if y.numel() == 0:
-        empty = y.new_full((outputs,), torch.nan, dtype=torch.float32)
-        return (empty, empty.clone()) if stats else None
-    x, weight = nhwc(x), weight.reshape(outputs, inputs).contiguous()
-    if residual is not None:
-        residual, residual_pixel = flat(residual)
-    else:
-        residual_pixel = 0
-    y_pixel = pixel_stride(y)
-    torch._check(y_pixel is not None, lambda: f"pointwise_conv2d: cannot write to strides {y.stride()}")
-    apart = pixel_stride(x)
-    strided = tuple(stride) != (1, 1) or apart is None
-    vectors = [None if v is None else v.contiguous() for v in (scale, shift)]
-    pre = [None if v is None else v.float().contiguous() for v in (pre_scale, pre_shift)]
-    t = tile or pointwise_tile(pixels, inputs, outputs, x.dtype, tf32, processors(x))
-    wide = needs_int64(x, y, *([] if residual is None else [residual]))
-    tiles_p, tiles_o = cdiv(pixels, t.pixels), cdiv(outputs, t.outputs)
-    partial = y.new_empty((t.split, pixels, outputs), dtype=torch.float32) if t.split > 1 else None
-    moments = y.new_empty((tiles_p, 2, outputs), dtype=torch.float32) if stats else None
-    counts = y.new_empty(tiles_p, dtype=torch.float32) if stats else None
-    flags = dict(
-        HAS_SCALE=scale is not None, HAS_SHIFT=shift is not None, HAS_RESIDUAL=residual is not None, RELU=relu,
-        STATS=stats, WIDE=wide,
-    )  # fmt: skip
-    programs = tiles_p * tiles_o * t.split
-    if t.persistent and programs > 2 * processors(x):
-        programs = 2 * processors(x)
-    wrap_triton(pointwise_kernel)[(programs,)](
-        x, weight, y, *vectors, residual, *pre, partial, moments, counts, pixels, inputs, outputs, y.shape[2],
-        y.shape[3], x.stride(0), x.stride(2) * stride[0], x.stride(3) * stride[1] if strided else apart, y_pixel,
-        residual_pixel, BLOCK_P=t.pixels, BLOCK_O=t.outputs, BLOCK_C=t.inputs, GROUP=t.group, SPLIT=t.split,
-        PERSISTENT=t.persistent, STRIDED=strided, EVEN_C=bool(inputs % t.inputs == 0), PRE=pre_scale is not None,
-        **flags, PRECISION="tf32" if tf32 else "ieee", WIDEN=INTERPRETED and x.dtype is torch.bfloat16,
-        num_warps=t.warps, num_stages=t.stages,
-    )  # fmt: skip
-    if t.split > 1:
-        wrap_triton(pointwise_reduce_kernel)[(tiles_p, tiles_o)](
-            partial, y, *vectors, residual, moments, counts, pixels, outputs, y_pixel, residual_pixel, SPLIT=t.split,
-            BLOCK_P=t.pixels, BLOCK_O=t.outputs, **flags, num_warps=4,
-        )  # fmt: skip
-    return merge_moments(moments, counts) if stats else None
+from .pointwise_backward import backward_input, backward_weight
+from .pointwise_forward import check_all, empty_output, launch, output_size, pixel_stride
+from .register import on_triton, triton_op
 
 
 def before(x: Tensor, pre_scale: Tensor | None, pre_shift: Tensor | None) -> Tensor:
-    """pre(x) by PyTorch's ops."""
+    """pre(x) by PyTorch's ops, rounded once."""
     if pre_scale is None:
         return x
-    return (x * pre_scale.to(x.dtype).view(-1, 1, 1) + pre_shift.to(x.dtype).view(-1, 1, 1)).relu()
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return (x.to(wide) * pre_scale.to(wide).view(-1, 1, 1) + pre_shift.to(wide).view(-1, 1, 1)).relu().to(x.dtype)
 
 
-def empty_output(x: Tensor, weight: Tensor, stride: Sequence[int]) -> Tensor:
-    size = output_size(x, weight, stride)
-    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+def scaled(weight: Tensor, scale: Tensor | None) -> Tensor:
+    return weight if scale is None else (weight * scale.view(-1, 1, 1, 1)).to(weight.dtype)
 
 
 def on_cpu(x, weight, scale, shift, residual, pre_scale, pre_shift, stride, relu) -> Tensor:
     """By the C++ kernel, on PyTorch's layouts."""
-    if scale is not None:
-        weight = (weight * scale.view(-1, 1, 1, 1)).to(x.dtype)
     x = before(x, pre_scale, pre_shift).contiguous(memory_format=torch.channels_last)
     shift = None if shift is None else shift.to(x.dtype)
-    return torch.ops.fastcnn.conv2d.default(x, weight, shift, residual, stride, (0, 0), (1, 1), 1, relu, 1)
-
-
-def check_all(x, weight, scale, shift, residual, pre_scale, pre_shift, stride) -> None:
-    outputs, inputs = weight.shape[0], weight.shape[1] if weight.dim() == 4 else 0
-    vectors = dict(
-        scale=(scale, outputs), shift=(shift, outputs), pre_scale=(pre_scale, inputs), pre_shift=(pre_shift, inputs)
-    )
-    check(x, weight, stride, vectors)
-    torch._check(
-        (pre_scale is None) == (pre_shift is None), lambda: "pointwise_conv2d: expected pre_scale and pre_shift or none"
-    )
-    torch._check(
-        residual is None or tuple(residual.shape) == output_size(x, weight, stride),
-        lambda: f"pointwise_conv2d: expected a residual of size {list(output_size(x, weight, stride))}, but got "
-        f"{list(residual.shape)}",
+    return torch.ops.fastcnn.conv2d.default(
+        x, scaled(weight, scale), shift, residual, stride, (0, 0), (1, 1), 1, relu, 1
     )
 
 
@@ -251,8 +104,10 @@ def pointwise_conv2d_into(
     check_all(x, weight, scale, shift, residual, pre_scale, pre_shift, stride)
     torch._check(
         tuple(out.shape) == output_size(x, weight, stride) and out.dtype == x.dtype,
-        lambda: f"pointwise_conv2d_into: expected out of size {list(output_size(x, weight, stride))} and {x.dtype}, "
-        f"but got {list(out.shape)} and {out.dtype}",
+        lambda: (
+            f"pointwise_conv2d_into: expected out of size {list(output_size(x, weight, stride))} and {x.dtype}, "
+            f"but got {list(out.shape)} and {out.dtype}"
+        ),
     )
     if on_triton(x) and pixel_stride(out) is not None:
         launch(x, weight, out, scale, shift, residual, pre_scale, pre_shift, stride, relu, tf32)
@@ -271,6 +126,92 @@ def stats_fake(x, weight, shift, pre_scale, pre_shift, stride, tf32):
     return y, mean, torch.empty_like(mean)
 
 
-op = triton_op("pointwise_conv2d", pointwise_conv2d, fake)
-stats_op = triton_op("pointwise_conv2d_stats", pointwise_conv2d_stats, stats_fake)
-into_op = triton_op("pointwise_conv2d_into", pointwise_conv2d_into, lambda *args: None, mutates_args=("out",))
+# y is linear in weight and, but for `before`, in x; the gradients are ops that have gradients of their own.
+def save(ctx, inputs, output):
+    x, weight, scale, shift, residual, pre_scale, pre_shift, ctx.stride, ctx.relu, ctx.tf32 = inputs
+    ctx.shift, ctx.residual = None if shift is None else shift.dtype, residual is not None
+    ctx.save_for_backward(x, weight, scale, pre_scale, pre_shift, output if ctx.relu else None)
+
+
+def grad(ctx, g):
+    x, weight, scale, pre_scale, pre_shift, y = ctx.saved_tensors
+    need = ctx.needs_input_grad
+    if y is not None and ((ctx.shift is not None and need[3]) or (ctx.residual and need[4])):
+        g, y = torch.ops.aten.threshold_backward(g, y, 0), None  # masked once for all
+    dx, dw, dpre_scale, dpre_shift = through(
+        ctx, g, y, x, scaled(weight, scale), pre_scale, pre_shift, need[1] or need[2], need[5:7]
+    )
+    # sum g*z over the pixels is sum w*dw over a channel's weight, dw being the weight's gradient before the scale.
+    dscale = (dw.float() * weight.float()).sum((1, 2, 3)).to(scale.dtype) if scale is not None and need[2] else None
+    return (
+        dx,
+        scaled(dw, scale) if need[1] else None,
+        dscale,
+        g.sum((0, 2, 3), dtype=wide_type(g)).to(ctx.shift) if ctx.shift is not None and need[3] else None,
+        g if ctx.residual and need[4] else None,
+        dpre_scale,
+        dpre_shift,
+        *[None] * 3,
+    )
+
+
+def wide_type(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def through(ctx, g, y, x, weight, pre_scale, pre_shift, weight_too, need_pre):
+    """Gradients of x, of the weight and of what stands in front. g counts where y is positive, if y is there.
+
+    need_pre: whether pre_scale's and pre_shift's are wanted.
+    """
+    v = before(x, pre_scale, pre_shift)
+    dw = backward_weight(g, v, ctx.stride, y, ctx.tf32) if weight_too else None
+    if not (ctx.needs_input_grad[0] or any(need_pre)):
+        return None, dw, None, None
+    dv = backward_input(g, weight, list(x.shape), ctx.stride, y, ctx.tf32)
+    if pre_scale is None:
+        return dv, dw, None, None
+    wide = wide_type(x)
+    u = torch.ops.aten.threshold_backward(dv, v, 0).to(wide)
+    return (
+        (u * pre_scale.to(wide).view(-1, 1, 1)).to(x.dtype) if ctx.needs_input_grad[0] else None,
+        dw,
+        (u * x.to(wide)).sum((0, 2, 3)).to(pre_scale.dtype) if need_pre[0] else None,
+        u.sum((0, 2, 3)).to(pre_shift.dtype) if need_pre[1] else None,
+    )
+
+
+def save_stats(ctx, inputs, output):
+    x, weight, shift, pre_scale, pre_shift, ctx.stride, ctx.tf32 = inputs
+    ctx.shift = None if shift is None else shift.dtype
+    ctx.save_for_backward(x, weight, pre_scale, pre_shift, *output[:2])
+
+
+def grad_stats(ctx, g, g_mean, g_var):
+    """Of m values of a channel each gets 1/m of its mean's gradient, and 2*(z-mean)/m of its variance's."""
+    x, weight, pre_scale, pre_shift, z, mean = ctx.saved_tensors
+    need = ctx.needs_input_grad
+    wide = wide_type(z)
+    centred = z.to(wide) - mean.view(-1, 1, 1)
+    direct = (g_mean.view(-1, 1, 1) + 2 * g_var.view(-1, 1, 1) * centred) / (z.numel() // z.shape[1])
+    g = (g.to(wide) + direct).to(z.dtype)
+    dx, dw, dpre_scale, dpre_shift = through(ctx, g, None, x, weight, pre_scale, pre_shift, need[1], need[3:5])
+    shift = g.sum((0, 2, 3), dtype=wide).to(ctx.shift) if ctx.shift is not None and need[2] else None
+    return dx, dw, shift, dpre_scale, dpre_shift, None, None
+
+
+def flops(x, weight, *rest, out_shape=None, **kwargs):
+    return conv_flop_count(list(x), list(weight), list(out_shape))
+
+
+def stats_flops(x, weight, *rest, out_shape=None, **kwargs):
+    return conv_flop_count(list(x), list(weight), list(out_shape[0]))
+
+
+pointwise = Differentiable(triton_op("pointwise_conv2d", pointwise_conv2d, fake), save, grad, fold((0, 4)))
+pointwise_stats = Differentiable(
+    triton_op("pointwise_conv2d_stats", pointwise_conv2d_stats, stats_fake), save_stats, grad_stats, loop
+)
+triton_op("pointwise_conv2d_into", pointwise_conv2d_into, lambda *args: None, mutates_args=("out",))
+register_flop_formula(torch.ops.fastcnn.pointwise_conv2d)(flops)
+register_flop_formula(torch.ops.fastcnn.pointwise_conv2d_stats)(stats_flops)
