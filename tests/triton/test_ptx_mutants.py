@@ -14,8 +14,10 @@ if importlib.util.find_spec("triton") is None:
     pytest.skip("no Triton", allow_module_level=True)
 
 import fastcnn.kernels
-from fastcnn.kernels import grouped_forward, pointwise
+from fastcnn.kernels import grouped_forward
+from fastcnn.kernels import pointwise_forward as pointwise
 from fastcnn.kernels.tiles import PointwiseTile
+
 from tests.ptx import PtxError
 from tests.triton.from_ptx import from_ptx
 from tests.triton.test_ptx_pointwise import TILE, assert_right, compute, tensor
@@ -39,6 +41,13 @@ def plain(inputs=44, **arguments):
 
 def strided():
     plain(stride=(2, 2))
+
+
+def sliced():
+    """Pixels 44 elements apart, of which 32 are read."""
+    x, weight = tensor(1, 44, 5, 7, dtype=torch.float16)[:, :32], tensor(37, 32, 1, 1, dtype=torch.float16)
+    y, _, _ = compute(x, weight)
+    assert_right(y, x, weight)
 
 
 def added():
@@ -77,51 +86,102 @@ class Fault:
 OUT = r"global {} of \d+ bytes out of bounds at address .*, byte -?\d+ of buffer {} "
 FAULTS = {
     "pixels beyond the last one are loaded": Fault(
-        "pointwise_kernels", "in_pixels[:, None] & in_depth[None, :], in_channels", "in_depth[None, :], in_channels",
-        plain, PtxError, OUT.format("read", 0),
+        "pointwise_kernels",
+        "in_pixels[:, None] & in_depth[None, :], in_channels",
+        "in_depth[None, :], in_channels",
+        plain,
+        PtxError,
+        OUT.format("read", 0),
     ),
     "input channels beyond the last one are loaded": Fault(
-        "pointwise_kernels", "in_pixels[:, None] & in_depth[None, :], in_channels", "in_pixels[:, None], in_channels",
-        plain, PtxError, OUT.format("read", 0),
+        "pointwise_kernels",
+        "in_pixels[:, None] & in_depth[None, :], in_channels",
+        "in_pixels[:, None], in_channels",
+        plain,
+        PtxError,
+        OUT.format("read", 0),
     ),
     "pixels beyond the last one are stored": Fault(
-        "pointwise_kernels", "channels[None, :], values, mask=mask)", "channels[None, :], values, mask=in_channels[None, :])",
-        plain, PtxError, OUT.format("write", 2),
+        "pointwise_kernels",
+        "channels[None, :], values, mask=mask)",
+        "channels[None, :], values, mask=in_channels[None, :])",
+        plain,
+        PtxError,
+        OUT.format("write", 2),
     ),
     "channels beyond the last one are stored": Fault(
-        "pointwise_kernels", "channels[None, :], values, mask=mask)", "channels[None, :], values, mask=in_pixels[:, None])",
-        plain, PtxError, "race on global memory|" + OUT.format("write", 2),
+        "pointwise_kernels",
+        "channels[None, :], values, mask=mask)",
+        "channels[None, :], values, mask=in_pixels[:, None])",
+        plain,
+        PtxError,
+        "race on global memory|" + OUT.format("write", 2),
     ),
-    "the weight's rows are promised to be multiples of 16": Fault(
-        "pointwise_kernels", "weight + channels[None, :] * inputs", "weight + channels[None, :] * tl.multiple_of(inputs, 16)",
-        plain, PtxError, r"misaligned global access of 16 bytes|" + OUT.format("read", 1),
+    "pixels are promised to lie a multiple of 16 elements apart": Fault(
+        "pointwise_kernels",
+        "x_at = pixel * x_pixel",
+        "x_at = tl.multiple_of(pixel * x_pixel, 16)",
+        sliced,
+        PtxError,
+        r"misaligned global access of 16 bytes",
     ),
     "rows of the image a pixel apart": Fault(
-        "pointwise_kernels", "image_row % out_h * x_row", "image_row % out_h * x_pixel",
-        strided, AssertionError, "another value",
+        "pointwise_kernels",
+        "image_row % out_h * x_row",
+        "image_row % out_h * x_pixel",
+        strided,
+        AssertionError,
+        "another value",
     ),
     "the residual of pixels beyond the last one is loaded": Fault(
-        "epilogue", "tl.load(residual, mask=mask, other=0.0)", "tl.load(residual)",
-        added, PtxError, OUT.format("read", 3),
+        "epilogue",
+        "tl.load(residual, mask=mask, other=0.0)",
+        "tl.load(residual)",
+        added,
+        PtxError,
+        OUT.format("read", 3),
     ),
     "pixels beyond the last one count in the mean": Fault(
-        "epilogue", "tl.sum(tl.where(valid, values, 0.0), 0)", "tl.sum(values, 0)", measured, AssertionError, "another mean",
+        "epilogue",
+        "tl.sum(tl.where(valid, values, 0.0), 0)",
+        "tl.sum(values, 0)",
+        measured,
+        AssertionError,
+        "another mean",
     ),
     "two programs of a split write one sum": Fault(
-        "pointwise_kernels", "at = partial + (split * pixels + pixel)[:, None]", "at = partial + pixel[:, None]",
-        split, PtxError, r"race on global memory: write by block number \d+ of byte \d+ of buffer 3",
+        "pointwise_kernels",
+        "at = partial + (split * pixels + pixel)[:, None]",
+        "at = partial + pixel[:, None]",
+        split,
+        PtxError,
+        r"race on global memory: write by block number \d+ of byte \d+ of buffer 3",
     ),
     "two programs of a split add the same channels": Fault(
-        "pointwise_kernels", "split * chunk, min(", "max(0, split * chunk - BLOCK_C), min(", split, AssertionError, "another value",
+        "pointwise_kernels",
+        "split * chunk, min(",
+        "max(0, split * chunk - BLOCK_C), min(",
+        split,
+        AssertionError,
+        "another value",
     ),
     "a border is loaded from the row before": Fault(
-        "grouped_forward", "inside = in_rows & (h >= 0) &", "inside = in_rows &", grouped, PtxError, OUT.format("read", 0),
+        "grouped_forward",
+        "inside = in_rows & (h >= 0) &",
+        "inside = in_rows &",
+        grouped,
+        PtxError,
+        OUT.format("read", 0),
     ),
     "groups are not kept apart": Fault(
-        "grouped_forward", "mask = diagonal & in_rows[:, None]", "mask = in_rows[:, None]",
-        grouped, (PtxError, AssertionError), "another value|" + OUT.format("read", 1),
+        "grouped_forward",
+        "mask = diagonal & in_rows[:, None]",
+        "mask = in_rows[:, None]",
+        grouped,
+        (PtxError, AssertionError),
+        "another value|" + OUT.format("read", 1),
     ),
-}  # fmt: skip
+}
 
 
 def planted(fault: Fault, folder: Path, patch: pytest.MonkeyPatch) -> None:
@@ -165,7 +225,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.triton import test_ptx_mutants as mutants
-from fastcnn.kernels import pointwise, register
+from fastcnn.kernels import pointwise_forward as pointwise, register
 
 assert register.INTERPRETED
 with pytest.MonkeyPatch.context() as patch:
