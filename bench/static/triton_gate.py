@@ -4,7 +4,7 @@ named layers beside those of the CUDA kernels."""
 import multiprocessing
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +24,12 @@ SLACK = 0.03  # of a bound
 def chip_of(arch: int) -> Chip | None:
     """None: bench/static has no rates for it."""
     return next((chip for chip in CHIPS if chip.name == _CHIPS.get(arch)), None)
+
+
+def beside(architectures: Sequence[str]) -> tuple[int, ...]:
+    """Triton's architectures for nvcc's; with all of nvcc's, sm_100 too."""
+    of = {chip.arch: arch for arch in ARCHITECTURES if (chip := chip_of(arch))}
+    return ARCHITECTURES if set(of) <= set(architectures) else tuple(of[each] for each in architectures if each in of)
 
 
 @dataclass(frozen=True)
@@ -92,31 +98,33 @@ def compile_all(launches: Iterable[tuple[Launch, int]], cache_dir: Path = CACHE)
     return {key: kernel_of(*each, compile_launch(*each, cache_dir)) for key, each in distinct.items()}
 
 
-def examine(architectures: Iterable[int] = ARCHITECTURES, cache_dir: Path = CACHE) -> TritonResult:
+def examine(
+    architectures: Sequence[int] = ARCHITECTURES,
+    cuda: dict[str, dict[str, Kernel]] | None = None,
+    cache_dir: Path = CACHE,
+) -> TritonResult:
+    """cuda: the CUDA kernels by architecture and name, if their bounds shall stand beside."""
     from . import triton_layers as named
 
-    layers, started = named.all_layers(), {}
+    started: dict[tuple[named.Layer, int], list[Launch]] = {}
     for arch in architectures:
         chip = chip_of(arch)
-        for layer in layers:
+        for layer in named.layers_on(arch):
             started[layer, arch] = named.launches_of(layer, chip.processors if chip else 148)  # a B200's
     compiled = compile_all(((launch, arch) for (_, arch), found in started.items() for launch in found), cache_dir)
     kernels = {arch: {name: k for (name, of), k in compiled.items() if of == arch} for arch in architectures}
-    results = {}
-    for layer in layers:
-        first = started[layer, next(iter(architectures))]
-        result = LayerOnTriton(
-            str(layer), {}, len(first), named.moved(layer, first), layer.case.macs(layer.batch), {}, cuda_bounds(layer)
-        )
-        for arch in architectures:
-            found = started[layer, arch]
-            main = named.main(found)
-            kernel = kernels[arch][main.name(arch)]
-            result.kernel[arch] = kernel.label
-            if chip := chip_of(arch):
-                work = Work(named.moved(layer, found), result.macs, fill=result.macs / named.executed(main))
-                result.bounds[chip.name] = bound_of(chip, kernel, work, named.programs(main))
-        results[result.name] = result
+    results: dict[str, LayerOnTriton] = {}
+    for (layer, arch), found in started.items():
+        if str(layer) not in results:
+            beside = cuda_bounds(layer, cuda) if cuda else {}
+            macs = layer.case.macs(layer.batch)
+            results[str(layer)] = LayerOnTriton(str(layer), {}, len(found), named.moved(layer, found), macs, {}, beside)
+        result, main = results[str(layer)], named.main(found)
+        kernel = kernels[arch][main.name(arch)]
+        result.kernel[arch] = kernel.label
+        if chip := chip_of(arch):
+            work = Work(named.moved(layer, found), result.macs, fill=result.macs / named.executed(main))
+            result.bounds[chip.name] = bound_of(chip, kernel, work, named.programs(main))
     return TritonResult(kernels, results)
 
 
@@ -128,9 +136,24 @@ def bound_of(chip: Chip, kernel: TritonKernel, work: Work, programs: int) -> Bou
     return layer_bound(chip, kernel.code.hottest, work, balance(chip, programs))
 
 
-def cuda_bounds(layer) -> dict[str, Bound]:
-    """Of the CUDA kernel that conv2d would launch for the same layer; empty where it is not examined."""
-    return {}
+def cuda_bounds(layer, kernels: dict[str, dict[str, Kernel]]) -> dict[str, Bound]:
+    """Of the CUDA kernels, by architecture and name, that conv2d would launch for the same layer, on the same chips."""
+    from . import layers
+
+    if layer.direction != "forward":
+        return {}
+    same = layers.Layer(layer.case, "conv2d", layer.dtype, "nhwc", tf32=layer.tf32, batch=layer.batch)
+    call, _ = layers.prepare(same, layer.batch, small=False, filled=False)
+    found = {}
+    for chip in map(chip_of, ARCHITECTURES):
+        if chip and chip.arch in kernels:
+            with layers.setting("FASTCNN_SIMT_PROCESSORS", str(chip.processors)):
+                started = layers.launches(call)
+            launch, split = layers.main(started), layers.split(same, started)
+            loop, work = kernels[chip.arch][launch.kernel].code.hottest, layers.work(same, launch, None)
+            if loop.mix["HMMA"]:  # the others' requests would have to be counted
+                found[chip.name] = layer_bound(chip, loop, work, balance(chip, launch.blocks), split)
+    return found
 
 
 def baseline_of(result: TritonResult) -> dict:

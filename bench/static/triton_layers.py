@@ -52,14 +52,19 @@ def all_layers() -> list[Layer]:
     ]
     layers = [Layer(case, torch.bfloat16, batch) for batch in BATCHES for case in cases]
     narrow = [case for case in cases if case.name in FLOAT32]
-    layers += [
-        Layer(case, torch.bfloat16, 128, way)
-        for way in DIRECTIONS[1:]
-        for case in narrow
-        if is_grouped(case) or hasattr(torch.ops.fastcnn, "pointwise_conv2d_backward_input")
-    ]
+    layers += [Layer(case, torch.bfloat16, 128, way) for way in DIRECTIONS[1:] for case in narrow]
     layers += [Layer(case, torch.float32, 128, tf32=tf32) for tf32 in (True, False) for case in narrow]
     return layers
+
+
+def layers_on(arch: int) -> list[Layer]:
+    """On the newest two, whose compilers take longest, the large batches of types that tensor cores take."""
+    wanted = all_layers()
+    return (
+        wanted
+        if arch < 100
+        else [each for each in wanted if each.batch == 128 and (each.tf32 or each.dtype.itemsize == 2)]
+    )
 
 
 def tensors(layer: Layer) -> tuple[Tensor, Tensor, Tensor]:
@@ -140,6 +145,10 @@ def programs(launch: Launch) -> int:
     return math.prod(launch.grid)
 
 
+# What the programs of a split sum are given and leave to a second launch.
+FINISHED_LATER = ("y", "scale", "shift", "residual", "moments", "counts")
+
+
 def moved(layer: Layer, started: list[Launch]) -> int:
     """Bytes that must cross the memory bus: each tensor of each launch once, of a strided 1x1 layer's input the pixels
     that are read."""
@@ -148,7 +157,8 @@ def moved(layer: Layer, started: list[Launch]) -> int:
     whole = math.prod(case.input_shape(layer.batch))
     total = 0
     for launch in started:
-        distinct = {(t.data_ptr(), t.numel()): t for t in launch.tensors.values()}
+        left = FINISHED_LATER if launch.arguments.get("SPLIT", 1) > 1 and "weight" in launch.arguments else ()
+        distinct = {(t.data_ptr(), t.numel()): t for name, t in launch.tensors.items() if name not in left}
         for tensor in distinct.values():
             skipped = is_pointwise(case) and layer.direction != "backward_input" and tensor.numel() == whole
             total += tensor.nbytes * oh * ow // (h * w) if skipped else tensor.nbytes
