@@ -71,12 +71,12 @@ def test_values(n, inputs, size, outputs, stride, dtype):
     assert_within(y, expected(x, weight, stride=stride))
 
 
+PARTS = list(itertools.product([False, True], repeat=4))
+
+
 @pytest.mark.parametrize(
     ("dtype", "scaled", "shifted", "added", "relu"),
-    [
-        *itertools.product([F32], *[[False, True]] * 4),
-        *itertools.product([F16, BF16], [True], [True], [True], [False, True]),
-    ],
+    [*((F32, *parts) for parts in PARTS), *((dtype, *parts) for dtype in (F16, BF16) for parts in PARTS[-2:])],
 )
 def test_epilogue(dtype, scaled, shifted, added, relu):
     x, weight = tensors(2, 24, (5, 6), 37, dtype)
