@@ -1,4 +1,4 @@
-"""Settings, read once from the environment at import: FASTCNN_DISABLE, _VERBOSE, _ACCURACY, _POLICY, _CACHE_DIR."""
+"""Settings, read once from the environment at import: FASTCNN_DISABLE, _VERBOSE, _ACCURACY, _POLICY, _CACHE_DIR, _TRITON."""
 
 import contextlib
 import logging
@@ -15,8 +15,8 @@ ACCURACIES = ("strict", "default", "fast")
 POLICIES = ("heuristic", "fastest")
 
 
-def _flag(name: str) -> bool:
-    return os.environ.get(name, "") not in ("", "0")
+def _flag(name: str, default: str = "") -> bool:
+    return os.environ.get(name, default) not in ("", "0")
 
 
 def _cache_dir() -> Path:
@@ -39,6 +39,7 @@ class Config:
     verbose: bool  # one line per dispatched kernel on the logger "fastcnn"
     accuracy: str
     policy: str
+    triton: bool  # 1x1 and grouped convolutions of CUDA tensors take Triton's kernels
     cache_dir: Path  # of what later processes can use: timing verdicts
 
     @property
@@ -52,6 +53,7 @@ config = Config(
     verbose=_flag("FASTCNN_VERBOSE"),
     accuracy=_choice("FASTCNN_ACCURACY", ACCURACIES, "default"),
     policy=_choice("FASTCNN_POLICY", POLICIES, "heuristic"),
+    triton=_flag("FASTCNN_TRITON", "1"),
     cache_dir=_cache_dir(),
 )
 if config.verbose:

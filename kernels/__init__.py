@@ -7,7 +7,7 @@ TRITON_INTERPRET=1: then CPU tensors, too, are computed by the kernels, in Trito
 import importlib
 import importlib.util
 
-MODULES = ("epilogue", "grouped")
+MODULES = ("pointwise_backward", "pointwise", "pointwise_siblings", "grouped")
 MISSING: str | None = None
 
 try:

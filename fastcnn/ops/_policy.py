@@ -27,7 +27,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from .. import _library, _timing
 from .._config import ACCURACIES, STOCK, config, road
-from ._face import allows_tf32, native, pair, tracing
+from . import _triton
+from ._face import allows_tf32, native, pair, tracing, with_tf32
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -132,6 +133,7 @@ def rivals(face: Callable, args: tuple, kwargs: dict) -> list[str]:
         return []  # the default is PyTorch's own
     strict = (given.get("accuracy") or config.accuracy) == ACCURACIES[0]
     direct = [DIRECT] if op == "conv2d" and not strict and _winograd(given) else []
+    direct += [_triton.CUDA] if _on_triton(op, given) else []
     x = given["input"]
     rounds = x.is_cuda and x.dtype is torch.float32 and op in _CUDNN and allows_tf32()
     return direct if strict and rounds else [*direct, STOCK]
@@ -141,16 +143,30 @@ def _wants_gradients(args: tuple, kwargs: dict) -> bool:
     return torch.is_grad_enabled() and any(t.requires_grad for t in _tensors(args, kwargs))
 
 
+def _geometry(given: dict[str, Any]) -> list[tuple[int, int]]:
+    """Stride, padding and dilation of a convolution's arguments, 'same' as far as odd kernels of 3 go."""
+    padding = given["padding"]
+    padding = {"valid": 0, "same": given["dilation"]}.get(padding, padding) if isinstance(padding, str) else padding
+    return [pair("conv2d", "geometry", v) for v in (given["stride"], padding, given["dilation"])]
+
+
 def _winograd(given: dict[str, Any]) -> bool:
     """Whether Winograd's kernel would run for conv2d's arguments."""
-    x, size, padding = given["input"], given["weight"].shape, given["padding"]
+    x, size = given["input"], given["weight"].shape
     if not x.is_cpu or size[2:] != (3, 3):
         return False
-    padding = {"valid": 0, "same": given["dilation"]}.get(padding, padding) if isinstance(padding, str) else padding
-    numbers = (given["stride"], padding, given["dilation"])
-    geometry = [n for v in numbers for n in pair("conv2d", "geometry", v)]
+    geometry = [n for v in _geometry(given) for n in v]
     shape = x.shape if x.dim() == 4 else (1, *x.shape)
     return _library._C.conv2d_is_winograd(shape, size, (*geometry, given["groups"]), 1)
+
+
+def _on_triton(op: str, given: dict[str, Any]) -> bool:
+    """Whether Triton's kernel would run for the arguments of conv2d or, in inference, of conv2d_bn_relu."""
+    x, weight = given["input"], given["weight"] if op in ("conv2d", "conv2d_bn_relu") else None
+    if weight is None or x.is_cpu or given.get("training"):
+        return False
+    level = with_tf32(ACCURACIES.index(given.get("accuracy") or config.accuracy), x)
+    return _triton.takes(x, weight, given["bias"], *_geometry(given), given["groups"], level)
 
 
 def _run(face: Callable, name: str, args: tuple, kwargs: dict, notes: tuple[str, ...] = ()) -> Any:

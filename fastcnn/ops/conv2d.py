@@ -9,6 +9,7 @@ from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from .. import _library, _packed
 from .._config import ACCURACIES, config
+from . import _triton
 from ._define import Differentiable, autocast, fold, memory_format, register, register_fake
 from ._face import autocast_cast, batched, dispatch, log, native, pair, refuse, together, tracing, with_tf32
 from ._policy import by_policy
@@ -227,7 +228,9 @@ def conv2d(
     if residual is not None and x is not input:
         residual = residual.unsqueeze(0)
     relu, level = activation is not None, with_tf32(ACCURACIES.index(level), x)
-    if torch.is_grad_enabled() or tracing():
+    if _triton.takes(x, weight, bias, stride, padding, dilation, groups, level):
+        y = _triton.conv2d(x, weight, None, bias, residual, stride, padding, dilation, groups, relu, level)
+    elif torch.is_grad_enabled() or tracing():
         needs_grad = (
             x.requires_grad
             or weight.requires_grad

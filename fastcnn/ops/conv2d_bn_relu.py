@@ -8,6 +8,7 @@ from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from .. import _packed
 from .._config import config
+from . import _triton
 from . import conv2d as convolution
 from ._define import Differentiable, autocast, loop, memory_format, register, register_fake
 from ._face import autocast_cast, batched, dispatch, log, native, pair, refuse, together, tracing, with_tf32
@@ -224,6 +225,9 @@ def _infer(x, weight, bias, residual, norm, geometry, eps, activation):
     needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     (sh, sw), (ph, pw), (dh, dw), groups = geometry
     flat, level = (sh, sw, ph, pw, dh, dw, groups), with_tf32(config.level, x)
+    if _triton.takes(x, weight, bias, *geometry, level):  # whose epilogue scales: no pass over the weight
+        scale, shift = _packed.fold([None if t is None else t.float() for t in (bias, *norm)], eps)
+        return _triton.conv2d(x, weight, scale, shift, residual, *geometry, activation is not None, level)
     direct = not (needs_grad or tracing())
     folded = _packed.cache.folded(weight, x.shape, flat, level, bias, norm, eps) if direct else None
     if folded is None:

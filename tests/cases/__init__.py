@@ -6,6 +6,7 @@ often it occurs); the other tuples hold samples. `POOLS`, `AVG_POOLS`, `ADAPTIVE
 """
 
 from .alexnet import ALEXNET, ALEXNET_OWT
+from .densenet import DENSENET121
 from .geometry import AdaptivePoolCase, ConvCase, LRNCase, PoolCase, SparseConvCase, SubsampleCase
 from .googlenet import DEEPLAB, GOOGLENET, INCEPTION_V3
 from .lenet import LENET5, SPARSE, SUBSAMPLES
@@ -13,6 +14,7 @@ from .lrn import LRNS
 from .mobilenet import MOBILENET
 from .pool import ADAPTIVE_POOLS, AVG_POOLS, POOLS
 from .resnet import RESNET50, RESNEXT50
+from .squeezenet import SQUEEZENET
 from .vgg import VGG16
 
 CONVS = (
@@ -26,6 +28,8 @@ CONVS = (
     *GOOGLENET,
     *INCEPTION_V3,
     *DEEPLAB,
+    *SQUEEZENET,
+    *DENSENET121,
 )
 CASES = {
     case.name: case for family in (CONVS, POOLS, AVG_POOLS, ADAPTIVE_POOLS, LRNS, SPARSE, SUBSAMPLES) for case in family
@@ -40,6 +44,7 @@ __all__ = [
     "CASES",
     "CONVS",
     "DEEPLAB",
+    "DENSENET121",
     "GOOGLENET",
     "INCEPTION_V3",
     "LENET5",
@@ -49,6 +54,7 @@ __all__ = [
     "RESNET50",
     "RESNEXT50",
     "SPARSE",
+    "SQUEEZENET",
     "SUBSAMPLES",
     "VGG16",
     "AdaptivePoolCase",
