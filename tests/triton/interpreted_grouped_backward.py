@@ -59,6 +59,25 @@ def test_relu_mask_passes_nan():
     assert dx.flatten().tolist() == [0.0, 2.0, 3.0]
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_nan_stays_in_its_group(value):
+    """Groups of one pack are multiplied together, but not what is no number in them."""
+    layer = Layer(5, 4, 3, size=(3, 4))
+    x, weight = layer.operands(torch.float32)
+    g = torch.randn(1, 15, 3, 4)
+    g[0, 4, 1, 1] = value
+    wanted = gradients(g, x, weight, layer)
+    dx = backward_input(g, weight, x.shape, *layer.geometry, None, False)
+    dw = backward_weight(g, x, weight.shape, *layer.geometry, None, False)
+    for a, w in zip((dx, dw), wanted):
+        assert torch.equal(a.isfinite(), w.isfinite())
+        # 27 products below 20, 12 pixels' below 10: as many roundings of their sum.
+        torch.testing.assert_close(a.double(), w, rtol=1e-5, atol=1e-4, equal_nan=True)
+    assert not dx[:, 4:8].isfinite().all()
+    assert dx[:, :4].isfinite().all()
+    assert dx[:, 8:].isfinite().all()
+
+
 def test_pixels_that_no_output_reads():
     """A stride beyond the kernel: their gradient is zero, not what the memory held."""
     layer = Layer(3, 6, 6, size=(9, 8), kernel_size=(1, 2), padding=(0, 1), stride=(4, 3))
