@@ -30,8 +30,7 @@ def first_tap(residue, STRIDE: tl.constexpr, DILATION: tl.constexpr, STEP: tl.co
     """The least i with i * DILATION = residue modulo STRIDE; every STEP-th one from there fits, too. 2**16 if none."""
     first = residue * 0 + 65536
     for t in tl.static_range(STEP):
-        i: tl.constexpr = STEP - 1 - t
-        first = tl.where((residue - i * DILATION) % STRIDE == 0, i, first)
+        first = tl.where((residue - (STEP - 1 - t) * DILATION) % STRIDE == 0, STEP - 1 - t, first)
     return first
 
 

@@ -30,8 +30,8 @@ def check(layer: Layer, dtype: torch.dtype, masked: bool = False, tiles=(None, N
     wanted = gradients(kept, x, weight, layer)
     absolute = gradients(kept.abs(), x.abs(), weight.abs(), layer)
     assert dx.is_contiguous(memory_format=torch.channels_last)
-    assert_within(dx, wanted[0], absolute[0], layer.outputs * weight[0, 0].numel(), f"{layer}, input")
-    assert_within(dw, wanted[1], absolute[1], g[:, 0].numel(), f"{layer}, weight")
+    assert_within(dx, wanted[0], absolute[0], layer.outputs * weight[0, 0].numel(), f"{layer}, input", truncated=True)
+    assert_within(dw, wanted[1], absolute[1], g[:, 0].numel(), f"{layer}, weight", truncated=True)
 
 
 @pytest.mark.parametrize("layer", WIDE, ids=str)
