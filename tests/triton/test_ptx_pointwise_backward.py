@@ -10,6 +10,7 @@ if importlib.util.find_spec("triton") is None:
     pytest.skip("no Triton", allow_module_level=True)
 
 from fastcnn.kernels import pointwise_backward, pointwise_siblings, reductions
+
 from tests.triton.from_ptx import from_ptx
 from tests.triton.gradients import assert_close, references, tensors
 
@@ -80,16 +81,15 @@ def test_reduce(dtype, channels, size):
 def test_siblings(dtype, tf32, inputs, outputs):
     x, _, _, _ = tensors(dtype, 2, inputs, 1, 5, 4, (1, 1))
     weights = [torch.randn(o, inputs, 1, 1).to(dtype) for o in outputs]
-    biases = [None if i == 1 else torch.randn(o).to(dtype) for i, o in enumerate(outputs)]
+    biases = [torch.randn(o).to(dtype) for o in outputs]
     with from_ptx() as launches:
         ys = ops.pointwise_conv2d_siblings(x, weights, biases, True, tf32)
         cat = ops.pointwise_conv2d_siblings_cat(x, weights, biases, True, tf32)
         dx = ops.pointwise_conv2d_siblings_backward_input(ys, weights, ys, tf32)
     assert len(launches) == 3
     for w, b, y in zip(weights, biases, ys, strict=True):
-        bias = None if b is None else b.double()
-        wanted = torch.nn.functional.conv2d(x.double(), w.double(), bias).relu()
-        size = torch.nn.functional.conv2d(x.double().abs(), w.double().abs(), None if b is None else bias.abs())
+        wanted = torch.nn.functional.conv2d(x.double(), w.double(), b.double()).relu()
+        size = torch.nn.functional.conv2d(x.double().abs(), w.double().abs(), b.double().abs())
         assert_close(y, wanted, size, terms(inputs + 1, tf32))
     assert cat.equal(torch.cat(ys, 1))
     wide, both = torch.cat(ys, 1).double(), torch.cat(weights).double().transpose(0, 1)
@@ -106,7 +106,7 @@ def test_slices_and_offsets_of_64_bits(monkeypatch):
         got_x = ops.pointwise_conv2d_backward_input(grad, weight, x.shape, (2, 1), y, False)
         got_w = ops.pointwise_conv2d_backward_weight(grad, x, (2, 1), y, False)
         sums, _ = ops.pointwise_conv2d_backward_reduce(grad, y, None, None, None)
-        (z,) = ops.pointwise_conv2d_siblings(x, [weight], [None], False, False)
+        (z,) = ops.pointwise_conv2d_siblings(x, [weight], [], False, False)
     assert all(launch.arguments["WIDE"] for launch in launches if "WIDE" in launch.arguments)
     assert_close(got_x, dx, size_x, 20)
     assert_close(got_w, dw, size_w, grad[:, 0].numel())
