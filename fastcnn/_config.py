@@ -1,4 +1,5 @@
-"""Settings, read once from the environment at import: FASTCNN_DISABLE, _VERBOSE, _ACCURACY, _POLICY, _CACHE_DIR, _TRITON."""
+"""Settings, read once from the environment at import: FASTCNN_DISABLE, _VERBOSE, _ACCURACY, _POLICY, _TRITON and
+_CACHE_DIR."""
 
 import contextlib
 import logging

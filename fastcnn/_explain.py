@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from . import _library, functional
 from ._config import STOCK as ATEN
 from ._config import config, road
+from .ops import _triton
 from .ops._define import memory_format
 from .ops._face import FLOATING, TF32
 
@@ -177,13 +178,42 @@ def _cuda_conv2d(
     why = f"{found['why']}; not timed on any GPU"
     if found["copies"]:
         why += "; NCHW input is copied to NHWC first, and the output back"
+    considered = [f"{kernel}: would run {condition}" for kernel, condition in found["others"]]
+    if op == "conv2d" and (geometry[6] > 1 or tuple(weight.shape[2:]) == (1, 1)):
+        no = _triton.why_not() or _triton.route(x, weight, geometry[2:4], geometry[6], TF32 * tf32)[1]
+        considered.append(f"Triton: {no}")
     return replace(
         choice,
         input=f"{choice.input}, weight {'x'.join(map(str, weight.shape))}, groups {geometry[6]}",
         kernel=f"{found['kernel']} (CUDA)",
         tile=found["tile"],
         why=why,
-        considered=[f"{kernel}: would run {condition}" for kernel, condition in found["others"]],
+        considered=considered,
+    )
+
+
+def _on_triton(where: str, name: str, x: torch.Tensor, weight: torch.Tensor, args: tuple, y: torch.Tensor) -> Choice:
+    """args: the op's, of which the last says whether float32 may be rounded to TF32."""
+    from fastcnn.kernels import tiles, tiles_grouped
+    from fastcnn.kernels.register import processors
+
+    tf32, pixels = args[-1], y.shape[0] * y.shape[2] * y.shape[3]
+    if name == "pointwise_conv2d":
+        groups, padding, geometry = 1, (0, 0), (*args[7], 0, 0, 1, 1, 1)
+        sizes = weight.shape[1], weight.shape[0], x.dtype
+        tile = str(tiles.pointwise_tile(pixels, *sizes, tf32, processors(x)))
+    else:
+        groups, padding, geometry = args[8], args[6], (*args[5], *args[6], *args[7], args[8])
+        sizes = groups, weight.shape[1], weight.shape[0] // groups, x.dtype
+        tile = str(tiles_grouped.grouped_tile(pixels, *sizes, processors(x)))
+    other = _cuda_conv2d(where, "conv2d", x, weight, y, tuple(geometry), tf32)
+    return replace(
+        other,
+        kernel=f"{name.removesuffix('_conv2d')} (Triton)",
+        tile=tile,
+        why=f"{_triton.route(x, weight, padding, groups, TF32 * tf32)[1]}; not timed on any GPU",
+        considered=[f"{other.kernel}: would run with FASTCNN_TRITON=0"],
+        override=f"FASTCNN_TRITON=0 leaves Triton out, set_policy('fastest') times both; {other.override}",
     )
 
 
@@ -252,6 +282,8 @@ class _Recorder(TorchDispatchMode):
 
     @staticmethod
     def _on_cuda(where: str, name: str, args: tuple, result) -> Choice:
+        if name in ("pointwise_conv2d", "grouped_conv2d"):
+            return _on_triton(where, name, args[0], args[1], args, result)
         tf32 = False
         if name == "conv2d":  # the raw op has its geometry in one list
             tf32 = args[-1] >= TF32

@@ -141,13 +141,14 @@ def grad(ctx, g):
     dx, dw, dpre_scale, dpre_shift = through(
         ctx, g, y, x, scaled(weight, scale), pre_scale, pre_shift, need[1] or need[2], need[5:7]
     )
+    wide = wide_type(g)
     # sum g*z over the pixels is sum w*dw over a channel's weight, dw being the weight's gradient before the scale.
-    dscale = (dw.float() * weight.float()).sum((1, 2, 3)).to(scale.dtype) if scale is not None and need[2] else None
+    dscale = (dw.to(wide) * weight.to(wide)).sum((1, 2, 3)).to(scale.dtype) if scale is not None and need[2] else None
     return (
         dx,
         scaled(dw, scale) if need[1] else None,
         dscale,
-        g.sum((0, 2, 3), dtype=wide_type(g)).to(ctx.shift) if ctx.shift is not None and need[3] else None,
+        g.sum((0, 2, 3), dtype=wide).to(ctx.shift) if ctx.shift is not None and need[3] else None,
         g if ctx.residual and need[4] else None,
         dpre_scale,
         dpre_shift,

@@ -1,7 +1,5 @@
 """The way from fastcnn's convolutions to Triton's kernels (kernels/), for CUDA tensors."""
 
-import functools
-
 import torch
 
 from .._config import config, road
@@ -11,7 +9,6 @@ from ._face import TF32, dispatch
 CUDA = "fastcnn's CUDA kernel"  # the candidate of policy "fastest" that leaves Triton out
 
 
-@functools.cache
 def missing() -> str:
     """Why there are no Triton kernels here; '' where there are. Imports them: half a second, once, at the first
     convolution of a CUDA tensor."""

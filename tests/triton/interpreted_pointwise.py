@@ -71,12 +71,12 @@ def test_values(n, inputs, size, outputs, stride, dtype):
     assert_within(y, expected(x, weight, stride=stride))
 
 
+PARTS = list(itertools.product([False, True], repeat=4))
+
+
 @pytest.mark.parametrize(
     ("dtype", "scaled", "shifted", "added", "relu"),
-    [
-        *itertools.product([F32], *[[False, True]] * 4),
-        *itertools.product([F16, BF16], [True], [True], [True], [False, True]),
-    ],
+    [*((F32, *parts) for parts in PARTS), *((dtype, *parts) for dtype in (F16, BF16) for parts in PARTS[-2:])],
 )
 def test_epilogue(dtype, scaled, shifted, added, relu):
     x, weight = tensors(2, 24, (5, 6), 37, dtype)
@@ -175,6 +175,41 @@ def test_offsets_of_64_bits(split, monkeypatch):
     )
     assert_within(y, expected(x, weight, stride=2))
     torch.testing.assert_close(stats[0].double(), y.double().mean((0, 2, 3)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [F32, F16, BF16], ids=str)
+@pytest.mark.parametrize(("relu", "stride", "extra"), [(True, 2, True), (False, 1, False), (True, 1, False)])
+def test_gradients(relu, stride, extra, dtype):
+    """Of everything that the op takes, through the ops of pointwise_backward.py."""
+    x, weight = tensors(2, 12, (5, 7), 10, dtype)
+    vectors = [torch.rand(10) + 0.5, torch.randn(10), torch.randn(12), torch.randn(12)]
+    scale, shift, pre_scale, pre_shift = vectors if extra else [None] * 4
+    size = pointwise_forward.output_size(x, weight, (stride, stride))
+    residual = torch.randn(size).to(dtype) if extra else None
+    given = (x, weight, scale, shift, residual, pre_scale, pre_shift)
+    leaves = [None if t is None else t.clone().requires_grad_() for t in given]
+    y = ops.pointwise_conv2d(*leaves, (stride, stride), relu, False)
+    # Multiples of 1/8 that all types hold: only what the op rounds differs.
+    g = torch.randint(-8, 9, y.shape).to(dtype) / 8
+    inputs = [t for t in leaves if t is not None]
+    grads = torch.autograd.grad(y, inputs, g)
+
+    wide = [None if t is None else t.detach().double().requires_grad_() for t in leaves]
+    x, weight, scale, shift, residual, pre_scale, pre_shift = wide
+    v = x if not extra else (x * pre_scale.view(-1, 1, 1) + pre_shift.view(-1, 1, 1)).relu()
+    w = weight if scale is None else weight * scale.view(-1, 1, 1, 1)
+    z = torch.nn.functional.conv2d(v, w, shift, stride)
+    z = z if residual is None else z + residual
+    # The sign is that of the rounded output, as training sees it.
+    wanted = torch.autograd.grad(
+        z, [t for t in wide if t is not None], g.double() * (y.double() > 0) if relu else g.double()
+    )
+    # Up to three roundings to the type in a row (what is multiplied, scaled weights, the gradient) of values up to some
+    # 20; sums over 70 pixels of float32.
+    for grad, want in zip(grads, wanted, strict=True):
+        assert grad.shape == want.shape
+        error = (grad.double() - want).abs().max() / want.abs().max()
+        assert error < 8 * max(torch.finfo(dtype).eps, 2**-22)
 
 
 def test_equal_bits_every_run():

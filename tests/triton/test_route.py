@@ -1,0 +1,117 @@
+"""Which convolutions of CUDA tensors go to Triton, as tensors without data show it on a machine without a GPU."""
+
+import functools
+
+import pytest
+import torch
+
+import fastcnn
+import fastcnn.functional as F
+from fastcnn import _library
+from fastcnn._config import config
+from fastcnn.ops import _triton
+
+pytest.importorskip("triton")
+from fastcnn.kernels.route import route
+
+pytestmark = [pytest.mark.cpu, pytest.mark.skipif(not _library.cuda_ops, reason=_library.cuda_missing)]
+F32, F16, BF16, F64 = torch.float32, torch.float16, torch.bfloat16, torch.float64
+
+
+def chosen(shape, weight, dtype=F16, last=True, **options):
+    """explain's row for a convolution of CUDA tensors."""
+
+    def call(x, w):
+        x = x.contiguous(memory_format=torch.channels_last) if last else x
+        return F.conv2d(x, w, **options)
+
+    (row,) = fastcnn.explain(call, shape, weight, dtype=dtype, device="cuda").rows
+    return row
+
+
+@pytest.mark.parametrize(
+    ("shape", "weight", "options", "kernel"),
+    [
+        ((2, 64, 9, 7), (32, 64, 1, 1), {}, "pointwise (Triton)"),
+        ((2, 64, 9, 7), (32, 64, 1, 1), dict(stride=2, dilation=3), "pointwise (Triton)"),
+        ((2, 64, 9, 7), (32, 64, 1, 1), dict(padding=1), "mma (CUDA)"),
+        ((2, 64, 9, 7), (32, 64, 3, 3), {}, "mma (CUDA)"),
+        ((2, 64, 9, 7), (64, 4, 3, 3), dict(groups=16, padding=1), "grouped (Triton)"),
+        ((2, 64, 9, 7), (64, 32, 1, 1), dict(groups=2), "grouped (Triton)"),
+        ((2, 64, 9, 7), (64, 1, 3, 3), dict(groups=64, padding=1), "grouped (CUDA)"),
+        ((2, 256, 9, 7), (256, 128, 3, 3), dict(groups=2), "mma (CUDA)"),
+    ],
+)
+@pytest.mark.parametrize("dtype", [F16, BF16], ids=str)
+def test_geometry(shape, weight, options, kernel, dtype):
+    assert chosen(shape, weight, dtype, **options).kernel == kernel
+
+
+def test_layout_and_type():
+    pointwise = functools.partial(chosen, (2, 64, 9, 7), (32, 64, 1, 1))
+    assert pointwise(last=False).kernel == "mma (CUDA)"
+    assert any("Triton: reads channels_last tensors" in other for other in pointwise(last=False).considered)
+    assert pointwise(dtype=F64).kernel == "direct (CUDA)"
+    assert "Triton: has no kernel for torch.float64" in pointwise(dtype=F64).considered
+    assert pointwise(dtype=F32).kernel == "pointwise (Triton)"
+
+
+def test_narrow_groups_without_tensor_cores():
+    """In exact float32 the zeros between packed groups would be multiplied as slowly as everything else."""
+    sizes = ((3, 3), (1, 1), 32, 4, 4)
+    assert route(*sizes, F32, True, True)[0] == "grouped"
+    assert route(*sizes, F32, True, False)[0] == ""
+    assert route((3, 3), (1, 1), 8, 16, 16, F32, True, False)[0] == "grouped"
+
+
+def test_explain_names_the_tile_and_the_other_kernel():
+    row = chosen((32, 256, 56, 56), (64, 256, 1, 1))
+    assert row.op == "conv2d"
+    assert row.tile == "128 pixels x 64 output channels, 64 input channels a step, persistent"
+    assert row.why.endswith("not timed on any GPU")
+    assert row.considered == ["mma (CUDA): would run with FASTCNN_TRITON=0"]
+    assert row.override.startswith("FASTCNN_TRITON=0 leaves Triton out")
+
+
+def test_override_and_missing_triton(monkeypatch):
+    sizes = (2, 64, 9, 7), (32, 64, 1, 1)
+    monkeypatch.setattr(_triton, "missing", lambda: "Triton cannot be imported: No module named 'triton'")
+    row = chosen(*sizes)
+    assert row.kernel == "mma (CUDA)"
+    assert "Triton: Triton cannot be imported: No module named 'triton'" in row.considered
+    monkeypatch.setattr(config, "triton", False)
+    assert "Triton: FASTCNN_TRITON=0" in chosen(*sizes).considered
+
+
+def test_normalization_is_folded_into_the_epilogue():
+    """In inference the weight is not touched: scale and shift are the kernel's. In training the CUDA kernel runs."""
+    model = fastcnn.nn.ConvBNReLU2d(64, 32, 1).to(memory_format=torch.channels_last)
+    (row,) = fastcnn.explain(model, (2, 64, 9, 7), dtype=F32, device="cuda").rows
+    assert row.kernel == "pointwise (Triton)"
+
+
+def test_wrong_arguments_are_left_to_conv2d():
+    """Whose messages say what is wrong as PyTorch's do."""
+    with pytest.raises(RuntimeError, match="conv2d: Given groups=1, weight of size"):
+        chosen((2, 64, 9, 7), (32, 60, 1, 1))
+    x, weight = torch.empty(2, 64, 9, 7, device="meta"), torch.empty(32, 64, 1, 1, device="meta")
+    x = x.contiguous(memory_format=torch.channels_last)
+    right = dict(bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, level=1)
+    assert _triton.takes(x, weight, **right)
+    bias = torch.empty(31, device="meta")
+    for wrong in (dict(stride=(0, 1)), dict(dilation=(1, 0)), dict(groups=0), dict(groups=2), dict(bias=bias)):
+        assert not _triton.takes(x, weight, **right | wrong)
+
+
+def test_policy_fastest_has_the_cuda_kernel_for_a_rival():
+    from fastcnn.ops._policy import _on_triton
+
+    x = torch.empty(2, 64, 9, 7, device="meta", dtype=F16).contiguous(memory_format=torch.channels_last)
+    given = dict(
+        input=x, weight=torch.empty(32, 64, 1, 1, device="meta", dtype=F16), bias=None, stride=1, padding=0,
+        dilation=1, groups=1, accuracy=None,
+    )  # fmt: skip
+    assert _on_triton("conv2d", given)
+    assert not _on_triton("conv2d", given | dict(padding=1))
+    assert not _on_triton("conv2d_bn_relu", given | dict(training=True))
+    assert not _on_triton("max_pool2d", given)
