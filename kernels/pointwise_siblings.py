@@ -356,6 +356,13 @@ def save(ctx, inputs, output):
     ctx.save_for_backward(x, *weights, *(outputs if ctx.relu else []))
 
 
+def bias_gradient(g, y):
+    """By PyTorch's ops where it may be differentiated again."""
+    if torch.is_grad_enabled():
+        return masked(g, y).sum((0, 2, 3))
+    return backward_reduce(g, y, None, None, None)[0].to(g.dtype)
+
+
 def gradients(ctx, grads, ys):
     x, *saved = ctx.saved_tensors
     weights = saved[: ctx.count]
@@ -364,10 +371,7 @@ def gradients(ctx, grads, ys):
     return (
         siblings_backward_input(grads, weights, ys, ctx.tf32) if need_x else None,
         [backward_weight(g, x, [1, 1], y, ctx.tf32) if need else None for g, y, need in zip(grads, each, need_weights)],
-        [
-            backward_reduce(g, y, None, None, None)[0].to(g.dtype) if need else None
-            for g, y, need in zip(grads, each, need_biases)
-        ],
+        [bias_gradient(g, y) if need else None for g, y, need in zip(grads, each, need_biases)],
         None,
         None,
     )

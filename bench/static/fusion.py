@@ -231,8 +231,9 @@ TITLE = "Bytes that fusion saves"
 TEXT = (
     "Of one image in 16 bits: what crosses the memory bus when every operation is a pass of its own, as eager PyTorch "
     "runs it (a convolution with its bias counts as one), and with fastcnn's kernels. Weights and statistics are left "
-    "out. Where a gradient's mask is read by three kernels, of input, weight and bias, that is as many bytes as a pass for "
-    "it: a fire module's backward saves the masked gradient's memory, but no traffic. Counted from sizes, not measured."
+    "out. Where a gradient's mask is read by three kernels, of input, weight and bias, that is as many bytes as a pass "
+    "for it: a fire module's backward saves the masked gradient's memory, but no traffic. Counted from sizes, not "
+    "measured."
 )
 
 
