@@ -1,4 +1,4 @@
-"""Faults planted in the text of fastcnn's Triton kernels, each found in the PTX of the changed kernel, and how."""
+"""Faults planted in the text of 1x1 convolution's Triton kernels, each found in the PTX of the changed kernel, and how."""
 
 import importlib.util
 import os
@@ -14,12 +14,10 @@ if importlib.util.find_spec("triton") is None:
     pytest.skip("no Triton", allow_module_level=True)
 
 import fastcnn.kernels
-from fastcnn.kernels import grouped_forward
 from fastcnn.kernels import pointwise_forward as pointwise
 from fastcnn.kernels.tiles import PointwiseTile
 
 from tests.ptx import PtxError
-from tests.triton.from_ptx import from_ptx
 from tests.triton.test_ptx_pointwise import TILE, assert_right, compute, tensor
 
 pytestmark = pytest.mark.cpu
@@ -28,7 +26,7 @@ SPLIT = PointwiseTile(16, 16, 16, 2, split=2, persistent=False, warps=1, stages=
 
 
 def plain(inputs=44, **arguments):
-    """35 pixels: three behind the first tile of 32, 29 behind the last one are masked."""
+    """35 pixels: a tile of 32 and three of another, which masks the rest of its rows."""
     x, weight = tensor(1, inputs, 5, 7, dtype=torch.float16), tensor(37, inputs, 1, 1, dtype=torch.float16)
     tile = arguments.pop("tile", TILE)
     y, moments, _ = compute(x, weight, tile, **arguments)
@@ -60,17 +58,6 @@ def measured():
 
 def split():
     plain(tile=SPLIT)
-
-
-def grouped():
-    """Groups of 4 channels with a border of zeros."""
-    x, weight = tensor(1, 12, 5, 6, dtype=torch.float16), tensor(12, 4, 3, 3, dtype=torch.float16)
-    geometry = ((1, 1), (1, 1), (1, 1), 3)
-    with from_ptx():
-        y, _, _ = grouped_forward.launch(x, weight, None, None, None, *geometry, False, False, False)
-    expected = torch.nn.functional.conv2d(x.double(), weight.double(), None, *geometry)
-    # 36 products, each of numbers that a sum of 36 normal ones' magnitudes bounds; rounded to 11 bits.
-    assert (y.double() - expected).abs().max() < 0.05, "another value"
 
 
 @dataclass(frozen=True)
@@ -165,22 +152,6 @@ FAULTS = {
         AssertionError,
         "another value",
     ),
-    "a border is loaded from the row before": Fault(
-        "grouped_forward",
-        "inside = in_rows & (h >= 0) &",
-        "inside = in_rows &",
-        grouped,
-        PtxError,
-        OUT.format("read", 0),
-    ),
-    "groups are not kept apart": Fault(
-        "grouped_forward",
-        "mask = diagonal & in_rows[:, None]",
-        "mask = in_rows[:, None]",
-        grouped,
-        (PtxError, AssertionError),
-        "another value|" + OUT.format("read", 1),
-    ),
 }
 
 
@@ -201,9 +172,8 @@ def planted(fault: Fault, folder: Path, patch: pytest.MonkeyPatch) -> None:
         module = importlib.util.module_from_spec(spec)
         patch.setitem(sys.modules, name, module)
         spec.loader.exec_module(module)
-        for user in (pointwise, grouped_forward):
-            for kernel in [each for each in vars(user) if each.endswith("_kernel") and hasattr(module, each)]:
-                patch.setattr(user, kernel, getattr(module, kernel))
+        for kernel in [each for each in vars(pointwise) if each.endswith("_kernel") and hasattr(module, each)]:
+            patch.setattr(pointwise, kernel, getattr(module, kernel))
 
 
 @pytest.mark.parametrize("case", sorted({fault.case for fault in FAULTS.values()}, key=lambda f: f.__name__))
