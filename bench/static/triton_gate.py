@@ -19,6 +19,7 @@ _CHIPS = {80: "A100", 90: "H100", 120: "RTX 5090"}  # a 4090 would run code for 
 # What a matrix product is compiled to: mma.sync, wgmma, tcgen05.
 TENSOR = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA", 120: "HMMA"}
 SLACK = 0.03  # of a bound
+FFMA_SHARE = 0.75  # of the instructions of float32 kernels' hottest loops
 
 
 def chip_of(arch: int) -> Chip | None:
@@ -219,8 +220,13 @@ def of_kernel(kernel: TritonKernel) -> list[str]:
     return found
 
 
-FFMA_SHARE = 0.75
+def rows(kernel: TritonKernel) -> int:
+    """Of a program's tile of sums, which is the product's first extent."""
+    a = kernel.launch.arguments
+    names = ("BLOCK_O",) if "backward_weight" in kernel.name else ("BLOCK_P", "BLOCK_M")
+    return next(int(a[name]) for name in names if name in a)
 
 
 def tensor_instruction(kernel: TritonKernel) -> str:
-    return TENSOR[int(kernel.arch)]
+    """wgmma and tcgen05 multiply 64 rows at least: of a smaller tile mma.sync is all that can be."""
+    return TENSOR[int(kernel.arch)] if rows(kernel) >= 64 else "HMMA"

@@ -82,7 +82,7 @@ def test_a_sound_kernel_passes(folder, arch, instruction):
         (product(block_o=128, warps=1), 80, r"\d+ bytes of spills"),
         (product(block_o=128, warps=1), 80, r"\d+ local memory accesses"),
         (product(16, 16, dot=False), 80, "the hottest loop has no HMMA; tensor core instructions: none"),
-        (product(block_p=16), 90, "the hottest loop has no HGMMA; tensor core instructions: HMMA"),
+        (product(warps=2), 90, "the hottest loop has no HGMMA; tensor core instructions: HMMA"),
         (product(stages=1), 80, "the hottest loop copies nothing to shared memory asynchronously"),
         (product(16, 16, 16, dot=False, dtype=torch.float32), 80, r"the hottest loop is \d+% FFMA, not 75%"),
     ],
@@ -93,6 +93,11 @@ def test_a_fault_is_refused_by_name(folder, launch, arch, report):
     result = triton_gate.TritonResult({arch: {kernel.name: kernel}}, {})
     found = "\n".join(triton_gate.problems(result, {}))
     assert re.search(rf"^sm_{arch} product_kernel<.*>: {report}$", found, re.MULTILINE), found
+
+
+def test_small_tiles_take_mma_sync_everywhere(folder):
+    """64 rows are the least that wgmma multiplies."""
+    assert triton_gate.of_kernel(compiled(product(block_p=32), 90, folder)) == []
 
 
 def test_what_is_compiled_is_kept(tmp_path, monkeypatch):
