@@ -1,4 +1,4 @@
-"""The gradients' ops and siblings under opcheck and torch.compile: by the C++ kernels, and CUDA tensors without data."""
+"""The gradients' ops and siblings under opcheck and torch.compile: C++ kernels, and CUDA tensors without data."""
 
 from types import SimpleNamespace
 
