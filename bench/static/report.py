@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from . import check, toolchain
+from . import check, fusion, toolchain
 from .chips import CHIPS, MMA_SYNC_OF_HOPPER
 from .gate import Kernel, Result
 
@@ -291,5 +291,5 @@ def markdown(result: Result, on_triton: "TritonResult", command: str) -> str:
         "What `python bench/gpu_static.py --check` compares with stands in `bench/static/baseline.json`."
     )
     title = "# The CUDA and Triton kernels, examined without a GPU"
-    made = [table.markdown() for table in [*tables(result, on_triton), chips()]]
+    made = [*(table.markdown() for table in tables(result, on_triton)), fusion.table(), chips().markdown()]
     return "\n".join([title, "", textwrap.fill(head, 120), "", *made])

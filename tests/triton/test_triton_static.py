@@ -14,7 +14,7 @@ from fastcnn.kernels import pointwise
 
 import triton
 import triton.language as tl
-from bench.static import bound, chips, gate, report, sass, toolchain, triton_gate, triton_layers
+from bench.static import bound, chips, fusion, gate, report, sass, toolchain, triton_gate, triton_layers
 from bench.static.triton_launch import Launch, Taken, launches
 from tests.cases import find
 
@@ -187,6 +187,8 @@ def test_a_worse_layer_is_refused():
     assert triton_gate.problems(lost, baseline) == ["a: in the baseline, but not among the layers any more"]
     (table,) = [t for t in report.tables(gate.Result({}, {}, ()), result(100)) if "Triton" in t.title]
     assert table.rows == [("a", "`k`", "0.0", "0.00", "100.0 us DRAM, 100%")]
+    page = report.markdown(gate.Result({}, {}, ()), result(100), "make")
+    assert page.index("## Layers on Triton: predicted, not timed") < page.index(fusion.table()) < page.index("## Chips")
 
 
 def test_every_named_layer_is_there():
