@@ -4,9 +4,10 @@ A loop's bound is the busiest of a processor's units on the shortest way through
 throttled clock.
 """
 
+import re
 from dataclasses import dataclass
 
-from .chips import Chip
+from .chips import MMA_SYNC_OF_HOPPER, Chip
 from .sass import Loop, counted
 
 WARP = 32
@@ -23,8 +24,7 @@ def cycles(chip: Chip, loop: Loop, conflicts: float = 1.0) -> dict[str, float]:
     tensor = 0.0
     for i in used:
         if i.group == "HMMA":
-            products, rate = tensor_rate(chip, i.name)
-            tensor += products / (rate / 4)
+            tensor += products(i.name) / (tensor_rate(chip, i.name) / 4)
     multiply = sum(i.base == "IMAD" for i in used)
     uniform = sum(i.base.startswith("U") for i in used if i.group == "integer")
     # Shared memory and the first-level cache hand out 128 bytes a clock to all four quarters; a request takes at least
@@ -45,13 +45,20 @@ def cycles(chip: Chip, loop: Loop, conflicts: float = 1.0) -> dict[str, float]:
     }
 
 
-def tensor_rate(chip: Chip, name: str) -> tuple[int, float]:
-    """Multiply-adds of one HMMA, and how many a processor does a clock."""
-    for shape, products in (("16816", 16 * 8 * 16), ("1688", 16 * 8 * 8)):
-        if f".{shape}." in name:
-            key = "1688.F32.TF32" if "TF32" in name else "16816"
-            return products, chip.tensor[key]
+def products(name: str) -> int:
+    """Multiply-adds of one HMMA, or of a warp's quarter of one HGMMA: 64 rows are a group of four warps'."""
+    if shape := re.search(r"^HGMMA\.64x(\d+)x(\d+)\.", name):
+        return 16 * int(shape[1]) * int(shape[2])
+    for shape, depth in ((".16816.", 16), (".1688.", 8)):
+        if shape in name:
+            return 16 * 8 * depth
     raise ValueError(f"unknown shape of {name}")
+
+
+def tensor_rate(chip: Chip, name: str) -> float:
+    """How many multiply-adds a processor does a clock by such instructions."""
+    rate = chip.tensor["1688.F32.TF32" if "TF32" in name else "16816"]
+    return rate / MMA_SYNC_OF_HOPPER if name.startswith("HGMMA") else rate
 
 
 def loop_bound(chip: Chip, loop: Loop, conflicts: float = 1.0) -> float | None:
@@ -116,8 +123,9 @@ def balance(chip: Chip, blocks: int) -> float:
 def turns(loop: Loop, work: Work) -> float:
     """How often warps go through the loop, as if all of the layer's requests of the loop's kind were made in it."""
     if loop.mix["HMMA"]:
-        products = sum(16 * 8 * (16 if ".16816." in i.name else 8) for i in loop.instructions if i.group == "HMMA")
-        return work.macs / work.fill / products
+        return work.macs / work.fill / sum(products(i.name) for i in loop.instructions if i.group == "HMMA")
+    if work.macs and not work.requests and not work.shared_requests:  # nobody counted them
+        return work.macs / work.fill / (WARP * max(1, loop.mix["FFMA"]))
     global_requests = sum(loop.mix[group] for group in ("LDG", "LDGSTS", "STG"))
     shared_requests = sum(loop.mix[group] for group in ("LDS", "LDSM", "STS"))
     if global_requests:

@@ -10,8 +10,8 @@ _LABEL = re.compile(r"^(\.L_x?_?\d+):")
 _TARGET = re.compile(r"`\((\.L_x?_?\d+)\)")
 # Columns of the instruction mix, and what else is looked for by name.
 GROUPS = {
-    "HMMA": ("HMMA", "HGMMA"),
-    "FFMA": ("FFMA", "FMUL", "FADD"),
+    "HMMA": ("HMMA", "HGMMA", "UTCHMMA"),  # mma.sync, wgmma, tcgen05
+    "FFMA": ("FFMA", "FMUL", "FADD", "FFMA2"),
     "LDG": ("LDG",),
     "LDGSTS": ("LDGSTS", "UBLKCP", "UTMALDG"),
     "STG": ("STG",),
