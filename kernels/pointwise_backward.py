@@ -168,11 +168,12 @@ def pointwise_backward_weight_kernel(
     for start in range(first, tl.minimum(first + per_split, pixels), BLOCK_M):
         m = start + tl.arange(0, BLOCK_M)
         in_pixels = m < pixels
-        at, at_y = m[:, None] * grad_row + o[None, :], m[:, None] * y_row + o[None, :]
-        g = masked_gradient(grad, y, at, at_y, in_pixels[:, None] & in_outputs[None, :], MASKED)
+        # Loaded as (outputs, pixels): behind tl.trans Triton does not copy it asynchronously.
+        at, at_y = o[:, None] + m[None, :] * grad_row, o[:, None] + m[None, :] * y_row
+        g = masked_gradient(grad, y, at, at_y, in_outputs[:, None] & in_pixels[None, :], MASKED)
         row = input_pixels(m, H, W, P, Q, STRIDE_H, STRIDE_W)
         v = tl.load(x + row[:, None] * x_row + c[None, :], mask=in_pixels[:, None] & in_inputs[None, :], other=0.0)
-        sums = dot(tl.trans(g), v, sums, PRECISION, WIDEN)
+        sums = dot(g, v, sums, PRECISION, WIDEN)
     at = split * outputs * inputs + o[:, None] * inputs + c[None, :]
     tl.store(partial + at, sums.to(partial.dtype.element_ty), mask=in_outputs[:, None] & in_inputs[None, :])
 

@@ -191,13 +191,13 @@ def siblings_backward_input_kernel(
 
 def check(op: str, x, weights, biases) -> None:
     torch._check(
-        x.dim() == 4 and len(weights) > 0 and len(weights) == len(biases),
+        x.dim() == 4 and len(weights) > 0 and len(biases) in (0, len(weights)),
         lambda: (
-            f"{op}: expected a 4D input, at least one weight and as many biases, but got input {list(x.shape)}, "
+            f"{op}: expected a 4D input, at least one weight and as many or no biases, but got input {list(x.shape)}, "
             f"{len(weights)} weights and {len(biases)} biases"
         ),
     )
-    for w, b in zip(weights, biases):
+    for w, b in zip(weights, biases or [None] * len(weights)):
         torch._check(
             w.dim() == 4 and list(w.shape[1:]) == [x.shape[1], 1, 1],
             lambda w=w: f"{op}: expected weights of size (O, {x.shape[1]}, 1, 1), but got {list(w.shape)}",
@@ -209,7 +209,7 @@ def check(op: str, x, weights, biases) -> None:
 
 
 def siblings_fake(
-    x: torch.Tensor, weights: list[torch.Tensor], biases: list[torch.Tensor | None], relu: bool, tf32: bool
+    x: torch.Tensor, weights: list[torch.Tensor], biases: list[torch.Tensor], relu: bool, tf32: bool
 ) -> list[torch.Tensor]:
     check("pointwise_conv2d_siblings", x, weights, biases)
     n, _, h, w = x.shape
@@ -217,7 +217,7 @@ def siblings_fake(
 
 
 def cat_fake(
-    x: torch.Tensor, weights: list[torch.Tensor], biases: list[torch.Tensor | None], relu: bool, tf32: bool
+    x: torch.Tensor, weights: list[torch.Tensor], biases: list[torch.Tensor], relu: bool, tf32: bool
 ) -> torch.Tensor:
     check("pointwise_conv2d_siblings_cat", x, weights, biases)
     n, _, h, w = x.shape
@@ -242,7 +242,7 @@ def launch(x, weights, biases, ys, slices: int, relu: bool, tf32: bool) -> None:
     tile = tiles.siblings(pixels, inputs, outputs, x.dtype, tf32, processors(x))
     grid = (tiles.ceil_div(pixels, tile.pixels) * sum(tiles.ceil_div(o, tile.outputs) for o in outputs),)
     wrap_triton(pointwise_siblings_kernel)[grid](
-        x, *padded([matrix(w) for w in weights]), *padded([None if b is None else b.contiguous() for b in biases]),
+        x, *padded([matrix(w) for w in weights]), *padded([b.contiguous() for b in biases]),
         *padded(ys), pixels, inputs, *padded(outputs, fill=0), x_row, slices,
         SLICES=slices > 0, RELU=relu, WIDE=wide((x, x_row), (x, max(*outputs, slices))), PRECISION=precision(tf32),
         WIDEN=INTERPRETED, BLOCK_M=tile.pixels, BLOCK_O=tile.outputs, BLOCK_C=tile.inputs,
@@ -251,16 +251,16 @@ def launch(x, weights, biases, ys, slices: int, relu: bool, tf32: bool) -> None:
 
 
 def run_siblings(
-    x: torch.Tensor, weights: list[torch.Tensor], biases: list[torch.Tensor | None], relu: bool, tf32: bool
+    x: torch.Tensor, weights: list[torch.Tensor], biases: list[torch.Tensor], relu: bool, tf32: bool
 ) -> list[torch.Tensor]:
     """1x1 convolutions of one x (N, C, H, W): for weights of (O_i, C, 1, 1) outputs (N, O_i, H, W), channels_last.
 
-    biases: as many, (O_i,) or None. relu: behind each. tf32: whether float32 operands may be rounded to TF32. On Triton
+    biases: none, or as many (O_i,). relu: behind each. tf32: whether float32 operands may be rounded to TF32. On Triton
     float16, bfloat16 or float32, all of one type. RuntimeError on sizes and types that do not fit.
     """
     ys = siblings_fake(x, weights, biases, relu, tf32)
     if not on_triton(x):
-        return [on_cpp(x, w, b, relu) for w, b in zip(weights, biases)]
+        return on_cpp(x, weights, biases, relu)
     check_types("pointwise_conv2d_siblings", x, *weights, *biases)
     for some in fours(len(weights)):
         launch(x, weights[some], biases[some], ys[some], 0, relu, tf32)
@@ -268,14 +268,13 @@ def run_siblings(
 
 
 def run_cat(
-    x: torch.Tensor, weights: list[torch.Tensor], biases: list[torch.Tensor | None], relu: bool, tf32: bool
+    x: torch.Tensor, weights: list[torch.Tensor], biases: list[torch.Tensor], relu: bool, tf32: bool
 ) -> torch.Tensor:
     """pointwise_conv2d_siblings' outputs in the order given as slices of one (N, sum O_i, H, W): their concatenation,
     without a copy."""
     y = cat_fake(x, weights, biases, relu, tf32)
     if not on_triton(x):
-        ys = [on_cpp(x, w, b, relu) for w, b in zip(weights, biases)]
-        return torch.cat(ys, 1).contiguous(memory_format=torch.channels_last)
+        return torch.cat(on_cpp(x, weights, biases, relu), 1).contiguous(memory_format=torch.channels_last)
     check_types("pointwise_conv2d_siblings_cat", x, *weights, *biases)
     first = 0
     for some in fours(len(weights)):
@@ -285,9 +284,10 @@ def run_cat(
     return y
 
 
-def on_cpp(x, weight, bias, relu):
-    y = torch.ops.fastcnn.conv2d.default(x, weight, bias, None, (1, 1), (0, 0), (1, 1), 1, relu, 1)
-    return y.contiguous(memory_format=torch.channels_last)
+def on_cpp(x, weights, biases, relu) -> list[torch.Tensor]:
+    conv, geometry = torch.ops.fastcnn.conv2d.default, ((1, 1), (0, 0), (1, 1), 1)
+    ys = [conv(x, w, b, None, *geometry, relu, 1) for w, b in zip(weights, biases or [None] * len(weights))]
+    return [y.contiguous(memory_format=torch.channels_last) for y in ys]
 
 
 def backward_input_fake(
@@ -350,11 +350,17 @@ def launch_backward(branches, dx: torch.Tensor, tf32: bool) -> None:
 
 
 def save(ctx, inputs, output):
-    x, weights, biases, ctx.relu, ctx.tf32 = inputs
-    ctx.biased = [b is not None for b in biases]
+    x, weights, _, ctx.relu, ctx.tf32 = inputs
     ctx.count = len(weights)
     outputs = [output] if isinstance(output, torch.Tensor) else output
     ctx.save_for_backward(x, *weights, *(outputs if ctx.relu else []))
+
+
+def bias_gradient(g, y):
+    """By PyTorch's ops where it may be differentiated again."""
+    if torch.is_grad_enabled():
+        return masked(g, y).sum((0, 2, 3))
+    return backward_reduce(g, y, None, None, None)[0].to(g.dtype)
 
 
 def gradients(ctx, grads, ys):
@@ -365,10 +371,7 @@ def gradients(ctx, grads, ys):
     return (
         siblings_backward_input(grads, weights, ys, ctx.tf32) if need_x else None,
         [backward_weight(g, x, [1, 1], y, ctx.tf32) if need else None for g, y, need in zip(grads, each, need_weights)],
-        [
-            backward_reduce(g, y, None, None, None)[0].to(g.dtype) if biased and need else None
-            for g, y, biased, need in zip(grads, each, ctx.biased, need_biases)
-        ],
+        [bias_gradient(g, y) if need else None for g, y, need in zip(grads, each, need_biases)],
         None,
         None,
     )
@@ -396,7 +399,7 @@ def grad_of_backward(ctx, d):
     grads, weights, ys = saved[:n], saved[n : 2 * n], saved[2 * n :]
     each = [ys[i] if ys else None for i in range(n)]
     need_grads, need_weights, *_ = ctx.needs_input_grad
-    passed = siblings(d, weights, [None] * n, False, ctx.tf32) if any(need_grads) else [None] * n
+    passed = siblings(d, weights, [], False, ctx.tf32) if any(need_grads) else [None] * n
     return (
         [masked(g, y) if need else None for g, y, need in zip(passed, each, need_grads)],
         [backward_weight(g, d, [1, 1], y, ctx.tf32) if need else None for g, y, need in zip(grads, each, need_weights)],

@@ -77,21 +77,23 @@ def shrink(rows: int, columns: int, block_rows: int, block_columns: int, process
     return block_rows, block_columns
 
 
-def depth(dtype: torch.dtype, tf32: bool, masked: bool) -> tuple[int, int]:
-    """(elements of one step along the sum, stages) beside two blocks of 128: 48 KiB to 96 KiB of shared memory for the
-    operands in flight, which leaves sm_120's 99 KiB enough for one block and an A100's 163 KiB for two of them.
+STAGES = 3  # two steps of operands are copied, asynchronously, while a third is multiplied
+
+
+def depth(dtype: torch.dtype, tf32: bool, masked: bool) -> int:
+    """Elements of one step along the sum: beside two blocks of 128, 64 to 96 KiB of shared memory for the operands in
+    flight (Triton keeps as many buffers as stages where wgmma reads them, else one less): sm_120 has 99 KiB.
 
     A ReLU's mask brings a third tile of that size, y's, into flight: half the depth for it.
     """
     if dtype == torch.float32:
-        # Without TF32 the sums are FFMAs, of which a step of 16 has thousands: no third stage has latency to hide.
-        return (16, 2) if not tf32 else (16 if masked else 32, 2)
-    return (32 if masked else 64, 3)
+        return 16 if masked or not tf32 else 32
+    return 32 if masked else 64
 
 
-def warps(block_rows: int, block_columns: int) -> int:
-    """64 sums a thread, 128 in a tile of 128x128 by eight warps would leave no registers for operands: 8 from 8192."""
-    return 8 if block_rows * block_columns > 64 * 128 else 4
+def warps(block_rows: int, block_columns: int, masked: bool = False) -> int:
+    """At most 64 sums a thread, so that operands have registers, too; with a mask's y to hold as well, 32."""
+    return 8 if block_rows * block_columns > (64 * 64 if masked else 64 * 128) else 4
 
 
 def input_gradient(
@@ -101,9 +103,9 @@ def input_gradient(
     FFMA multiplies, whose operands come from registers."""
     largest = 64 if dtype == torch.float32 and not tf32 else 128
     m, c = shrink(pixels, inputs, block(pixels, largest), block(inputs, largest), processors)
-    step, stages = depth(dtype, tf32, masked)
+    step = depth(dtype, tf32, masked)
     # Eight blocks of pixels read each block of weights together while it lies in L2.
-    return InputGradientTile(m, c, block(outputs, step), 8, warps(m, c), stages)
+    return InputGradientTile(m, c, block(outputs, step), 8, warps(m, c, masked), STAGES)
 
 
 def weight_gradient(
@@ -114,12 +116,12 @@ def weight_gradient(
     a float32 for each weight."""
     largest = 64 if dtype == torch.float32 and not tf32 else 128
     o, c = block(outputs, largest), block(inputs, largest)
-    step, stages = depth(dtype, tf32, masked)
+    step = depth(dtype, tf32, masked)
     step = block(pixels, step)
     tiles, steps = ceil_div(outputs, o) * ceil_div(inputs, c), ceil_div(pixels, step)
     splits = max(1, min(ceil_div(2 * processors, tiles), steps // 8))
     per_split = ceil_div(steps, splits)
-    return WeightGradientTile(o, c, step, ceil_div(steps, per_split), per_split * step, warps(o, c), stages)
+    return WeightGradientTile(o, c, step, ceil_div(steps, per_split), per_split * step, warps(o, c, masked), STAGES)
 
 
 def channel_sums(pixels: int, channels: int, processors: int) -> ChannelSumsTile:
@@ -135,7 +137,8 @@ def channel_sums(pixels: int, channels: int, processors: int) -> ChannelSumsTile
 def siblings(
     pixels: int, inputs: int, outputs: list[int], dtype: torch.dtype, tf32: bool, processors: int
 ) -> SiblingsTile:
-    """One width for all branches: the widest block that makes at most half of the narrowest's columns more.
+    """One width for all branches: the widest block that makes at most half of the narrowest's columns more. FFMA takes
+    32, since four branches' loops leave its 64x64 sums no registers.
 
     GoogLeNet 3a's 64, 96 and 16 are 192 columns in blocks of 32, 256 in blocks of 64, 384 in blocks of 128: 64.
     """
@@ -145,6 +148,7 @@ def siblings(
         return sum(ceil_div(o, width) * width for o in outputs)
 
     o = max(width for width in (16, 32, 64, 128) if width == 16 or (2 * columns(width) <= 3 * columns(16)))
-    m, o = shrink(pixels, columns(min(o, largest)), block(pixels, largest), min(o, largest), processors)
-    step, stages = depth(dtype, tf32, False)
-    return SiblingsTile(m, o, block(inputs, step), warps(m, o), stages)
+    o = min(o, 32 if largest == 64 else 128)
+    m, o = shrink(pixels, columns(o), block(pixels, largest), o, processors)
+    step = depth(dtype, tf32, False)
+    return SiblingsTile(m, o, block(inputs, step), warps(m, o), STAGES)

@@ -4,20 +4,22 @@ import torch
 from fastcnn.kernels.register import INTERPRETED
 
 from fastcnn.ops.conv2d import reference
-from tests.cases import ConvCase, find
+from tests.cases import find
 
-# ResNet-50's and GoogLeNet's own channels, and those of layers that tests/cases does not list; maps that the
-# interpreter bears. DenseNet-121's 512 -> 128 is its denselayer of 512 inputs in block 3, SqueezeNet's are fire2's.
-LAYERS = (
-    ("resnet50.layer1.0.conv3", 64, 256, 7, 1),
-    ("resnet50.layer1.1.conv1", 256, 64, 5, 1),
-    ("resnet50.layer2.0.downsample", 256, 512, 6, 2),
-    ("resnet50.layer4.1.conv1", 2048, 512, 3, 1),
-    ("googlenet.3a.5x5_reduce", 192, 16, 7, 1),
-    ("googlenet.5b.1x1", 832, 384, 3, 1),
-    ("squeezenet.fire2.squeeze", 96, 16, 7, 1),
-    ("squeezenet.fire2.expand1x1", 16, 64, 7, 1),
-    ("densenet121.block3.conv1", 512, 128, 5, 1),
+# Layers with all their channels, on maps whose sides the interpreter bears.
+LAYERS = tuple(
+    (find(name), size)
+    for name, size in (
+        ("resnet50.layer1.0.conv3", 5),
+        ("resnet50.layer1.1.conv1", 5),
+        ("resnet50.layer2.0.downsample", 6),
+        ("resnet50.layer4.1.conv1", 2),
+        ("googlenet.3a.5x5_reduce", 7),
+        ("googlenet.5b.1x1", 3),
+        ("squeezenet.fire2.squeeze", 7),
+        ("squeezenet.fire2.expand1x1", 7),
+        ("densenet121.denseblock3.24.conv1", 4),
+    )
 )
 # (batch, inputs, outputs, height, width, stride): ones, primes, sizes that no block divides, cells cut off by the map's
 # border.
@@ -29,13 +31,6 @@ ODD = (
     (2, 129, 31, 5, 8, (3, 2)),
     (1, 8, 8, 2, 3, (4, 5)),
 )
-
-
-def listed(name: str) -> ConvCase | None:
-    try:
-        return find(name)
-    except KeyError:
-        return None
 
 
 def references(x, weight, grad, stride, y=None):

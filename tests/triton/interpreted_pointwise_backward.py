@@ -5,7 +5,7 @@ import torch
 from fastcnn.kernels import pointwise_backward, reductions, tiles_backward
 from torch.library import opcheck
 
-from tests.triton.gradients import LAYERS, ODD, assert_close, listed, references, tensors
+from tests.triton.gradients import LAYERS, ODD, assert_close, references, tensors
 
 ops = torch.ops.fastcnn
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -23,15 +23,14 @@ def check(x, weight, grad, y, stride):
     assert_close(got, dw, size_w, grad[:, 0].numel())
 
 
-@pytest.mark.parametrize(("name", "inputs", "outputs", "size", "stride"), LAYERS, ids=[layer[0] for layer in LAYERS])
-def test_named_layers(name, inputs, outputs, size, stride, monkeypatch):
-    if case := listed(name):
-        assert (case.in_channels, case.out_channels, case.stride, case.kernel_size) == (inputs, outputs, stride, 1)
+@pytest.mark.parametrize(("case", "size"), LAYERS, ids=[case.name for case, _ in LAYERS])
+def test_named_layers(case, size, monkeypatch):
     # The large tiles of large maps, which are also fewer operations of the interpreter's.
     monkeypatch.setattr(pointwise_backward, "processors", lambda x: 1)
+    stride = (case.stride, case.stride)
     for dtype in (torch.float32, torch.float16):
-        x, weight, grad, y = tensors(dtype, 1, inputs, outputs, size, size, (stride, stride))
-        check(x, weight, grad, y if outputs < 256 else None, (stride, stride))
+        x, weight, grad, y = tensors(dtype, 1, case.in_channels, case.out_channels, size, size, stride)
+        check(x, weight, grad, y if case.out_channels < 256 else None, stride)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
