@@ -198,8 +198,9 @@ def dense_layer(name: str, conv1: ConvCase, growth: int = 32) -> list[Way]:
         *(*convs[0], relu_gradient(b), *norm_gradients(b)),
         *(*convs[1], relu_gradient(x), *norm_gradients(x), add),
     ]
-    # conv1's weight gradient normalizes x as it loads.
-    together = [*convs[0], *norm_gradients(b), *convs[1], *norm_gradients(x), add]
+    # What the forward pass normalized while it loaded, the weight gradient reads: it is computed once more.
+    again = Pass("normalization+relu", x, x)
+    together = [*convs[0], *norm_gradients(b), again, *convs[1], *norm_gradients(x), add]
     return [
         Way(name, "inference", tuple(forward(False)), inference),
         Way(name, "training, forward", tuple(forward(True)), training),
