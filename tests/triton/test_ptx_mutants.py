@@ -1,4 +1,4 @@
-"""Faults planted in the text of 1x1 convolution's Triton kernels, each found in the PTX of the changed kernel, and how."""
+"""Faults planted in the text of 1x1 convolution's Triton kernels, and what finds each in the PTX of the changed kernel."""
 
 import importlib.util
 import os
