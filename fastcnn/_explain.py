@@ -194,14 +194,14 @@ def _cuda_conv2d(
 
 def _on_triton(where: str, name: str, x: torch.Tensor, weight: torch.Tensor, args: tuple, y: torch.Tensor) -> Choice:
     """args: the op's, of which the last says whether float32 may be rounded to TF32."""
-    from fastcnn.kernels import tiles, tiles_grouped
+    from fastcnn.kernels import pointwise_forward, tiles_grouped
     from fastcnn.kernels.register import processors
 
     tf32, pixels, chip = args[-1], y.shape[0] * y.shape[2] * y.shape[3], processors(x)
     outputs, inputs = weight.shape[:2]
     if name == "pointwise_conv2d":
         groups, padding, geometry = 1, (0, 0), (*args[7], 0, 0, 1, 1, 1)
-        tile = str(tiles.pointwise_tile(pixels, inputs, outputs, x.dtype, tf32, chip))
+        tile = str(pointwise_forward.tile_of(pixels, inputs, outputs, x.dtype, tf32, chip))
     else:
         groups, padding, geometry = args[8], args[6], (*args[5], *args[6], *args[7], args[8])
         tile = str(tiles_grouped.grouped_tile(pixels, groups, inputs, outputs // groups, x.dtype, chip))

@@ -3,10 +3,11 @@
 Nothing here was timed: the reasons are counts of bytes, registers and programs.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+CANDIDATE = "Triton's kernel, "  # how the names of pointwise_candidates begin
 MMA_K = 16  # tl.dot's least extent in each direction
 
 
@@ -40,7 +41,7 @@ class PointwiseTile:
         parts = [f"{self.pixels} pixels x {self.outputs} output channels, {self.inputs} input channels a step"]
         parts += [f"{self.split} programs share a sum"] if self.split > 1 else []
         parts += ["persistent"] if self.persistent else []
-        return ", ".join(parts)
+        return ", ".join([*parts, f"{self.warps} warps, {self.stages} stages"])
 
 
 def pointwise_tile(
@@ -72,6 +73,31 @@ def pointwise_tile(
     # Three stages of 128 x 64 and 64 x 128 values of 16 bits are 96 KiB: sm_120 has 99, sm_80 163.
     warps = 8 if block_p * block_o >= 128 * 128 else 4
     return PointwiseTile(block_p, block_o, block_c, 8, split, persistent, warps, 3)
+
+
+def pointwise_candidates(
+    pixels: int, inputs: int, outputs: int, dtype: torch.dtype, tf32: bool, processors: int
+) -> dict[str, PointwiseTile]:
+    """What policy "fastest" times beside pointwise_tile's, by name: tiles that differ from it in one respect each.
+
+    Left out is what cannot run on every chip (99 KiB of shared memory, 64 sums a thread), a tile wider than what there
+    is to cover, a split whose programs would have fewer than 2 steps, and persistence without a second round.
+    """
+    rule = pointwise_tile(pixels, inputs, outputs, dtype, tf32, processors)
+    sizes = [dict(pixels=p, outputs=o) for p in (32, 64, 128) for o in (64, 128)]
+    splits = [dict(split=s, persistent=False) for s in (1, 2, 4, 8)]
+    others = [dict(persistent=not rule.persistent), dict(stages=2), dict(stages=4), dict(warps=4), dict(warps=8)]
+    tiles = [replace(rule, **change) for change in (*sizes, *splits, *others)]
+    legal = [
+        t
+        for t in tiles
+        if t.stages * (t.pixels + t.outputs) * t.inputs * dtype.itemsize <= 99 * 1024
+        and t.pixels * t.outputs <= t.warps * 32 * 64
+        and t.outputs <= covering(outputs, MMA_K, 128)
+        and (t.split == 1 or cdiv(inputs, t.inputs) >= 2 * t.split)
+        and not (t.persistent and (t.split > 1 or cdiv(pixels, t.pixels) * cdiv(outputs, t.outputs) <= 2 * processors))
+    ]
+    return {f"{CANDIDATE}{t}": t for t in legal if t != rule}
 
 
 def split_of(tiles: int, steps: int, processors: int) -> int:

@@ -24,6 +24,10 @@ class GroupedTile:
     num_warps: int
     num_stages: int
 
+    def __str__(self) -> str:
+        groups = f"{self.pack} groups side by side" if self.pack > 1 else "one group"
+        return f"{self.block_m} pixels x {self.block_n} output channels, {groups}, {self.block_k} input channels a step"
+
 
 @dataclass(frozen=True)
 class GroupedWeightTile:

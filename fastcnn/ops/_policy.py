@@ -133,7 +133,7 @@ def rivals(face: Callable, args: tuple, kwargs: dict) -> list[str]:
         return []  # the default is PyTorch's own
     strict = (given.get("accuracy") or config.accuracy) == ACCURACIES[0]
     direct = [DIRECT] if op == "conv2d" and not strict and _winograd(given) else []
-    direct += [_triton.CUDA] if _on_triton(op, given) else []
+    direct += _triton_rivals(op, given)
     x = given["input"]
     rounds = x.is_cuda and x.dtype is torch.float32 and op in _CUDNN and allows_tf32()
     return direct if strict and rounds else [*direct, STOCK]
@@ -160,14 +160,17 @@ def _winograd(given: dict[str, Any]) -> bool:
     return _library._C.conv2d_is_winograd(shape, size, (*geometry, given["groups"]), 1)
 
 
-def _on_triton(op: str, given: dict[str, Any]) -> bool:
-    """Whether Triton's kernel would run for the arguments of conv2d or, in inference, of conv2d_bn_relu."""
+def _triton_rivals(op: str, given: dict[str, Any]) -> list[str]:
+    """Candidates beside Triton's default, if that would run for the arguments of conv2d or, in inference, of
+    conv2d_bn_relu."""
     x, weight = given["input"], given["weight"] if op in ("conv2d", "conv2d_bn_relu") else None
     if weight is None or x.is_cpu or given.get("training"):
-        return False
+        return []
     level = with_tf32(ACCURACIES.index(given.get("accuracy") or config.accuracy), x)
     stride, padding, dilation = _geometry(given)
-    return _triton.takes(x, weight, given["bias"], stride, padding, dilation, given["groups"], level)
+    if not _triton.takes(x, weight, given["bias"], stride, padding, dilation, given["groups"], level):
+        return []
+    return _triton.rivals(x, weight, stride, given["groups"], level)
 
 
 def _run(face: Callable, name: str, args: tuple, kwargs: dict, notes: tuple[str, ...] = ()) -> Any:

@@ -62,6 +62,19 @@ def takes(x, weight, bias, stride, padding, dilation, groups: int, level: int) -
     return route(x, weight, padding, groups, level)[0] != ""
 
 
+def rivals(x, weight, stride, groups: int, level: int) -> list[str]:
+    """What policy "fastest" times beside the default for what `takes` takes: the CUDA kernel and, of a 1x1 convolution,
+    other tiles. A name is the candidate that runs while road.candidate is it."""
+    if groups > 1:
+        return [CUDA]
+    from fastcnn.kernels.register import processors
+    from fastcnn.kernels.tiles import pointwise_candidates
+
+    height, width = ((n - 1) // s + 1 for n, s in zip(x.shape[2:], stride))
+    sizes = x.shape[0] * height * width, weight.shape[1], weight.shape[0]
+    return [CUDA, *pointwise_candidates(*sizes, x.dtype, level >= TF32, processors(x))]
+
+
 def conv2d(x, weight, scale, shift, residual, stride, padding, dilation, groups: int, relu: bool, level: int):
     """act(scale * conv2d(x, weight) + shift + residual) for what `takes` takes; scale and shift may be float32."""
     tensors = (x, weight, scale, shift, residual)

@@ -6,10 +6,11 @@ import itertools
 import pytest
 import torch
 from fastcnn.kernels import pointwise_forward
-from fastcnn.kernels.tiles import PointwiseTile, pointwise_tile
+from fastcnn.kernels.tiles import PointwiseTile, pointwise_candidates, pointwise_tile
 from torch.library import opcheck
 
 import fastcnn.ops.conv2d as convolution
+from fastcnn._config import road
 from tests.cases import DENSENET121, GOOGLENET, RESNET50, SQUEEZENET
 
 ops = torch.ops.fastcnn
@@ -138,6 +139,16 @@ def test_tiles_agree(tile, inputs, monkeypatch):
     y = torch.full_like(residual, torch.nan)
     pointwise_forward.launch(x, weight, y, shift=shift, residual=residual, relu=True, tile=tile)
     assert_within(y, expected(x, weight, None, shift, residual, 1, True))
+
+
+def test_what_policy_fastest_times_computes_the_same(monkeypatch):
+    x, weight = tensors(1, 96, (5, 7), 40, F16)
+    wanted = expected(x, weight)
+    candidates = pointwise_candidates(35, 96, 40, F16, False, 108)
+    for name in list(candidates)[::3]:
+        monkeypatch.setattr(road, "candidate", name)
+        assert pointwise_forward.tile_of(35, 96, 40, F16, False, 108) == candidates[name]
+        assert_within(ops.pointwise_conv2d(x, weight, None, None, None, None, None, (1, 1), False, False), wanted)
 
 
 def test_a_channel_slice_is_written_alone():

@@ -8,11 +8,12 @@ import torch
 import fastcnn
 import fastcnn.functional as F
 from fastcnn import _library
-from fastcnn._config import config
+from fastcnn._config import config, road
 from fastcnn.ops import _triton
 
 pytest.importorskip("triton")
 from fastcnn.kernels.route import route
+from fastcnn.kernels.tiles import CANDIDATE, pointwise_candidates
 
 pytestmark = [pytest.mark.cpu, pytest.mark.skipif(not _library.cuda_ops, reason=_library.cuda_missing)]
 F32, F16, BF16, F64 = torch.float32, torch.float16, torch.bfloat16, torch.float64
@@ -67,7 +68,7 @@ def test_narrow_groups_without_tensor_cores():
 def test_explain_names_the_tile_and_the_other_kernel():
     row = chosen((32, 256, 56, 56), (64, 256, 1, 1))
     assert row.op == "conv2d"
-    assert row.tile == "128 pixels x 64 output channels, 64 input channels a step, persistent"
+    assert row.tile == "128 pixels x 64 output channels, 64 input channels a step, persistent, 4 warps, 3 stages"
     assert row.why.endswith("not timed on any GPU")
     assert row.considered == ["mma (CUDA): would run with FASTCNN_TRITON=0"]
     assert row.override.startswith("FASTCNN_TRITON=0 leaves Triton out")
@@ -103,15 +104,31 @@ def test_wrong_arguments_are_left_to_conv2d():
         assert not _triton.takes(x, weight, **right | wrong)
 
 
-def test_policy_fastest_has_the_cuda_kernel_for_a_rival():
-    from fastcnn.ops._policy import _on_triton
+def test_policy_fastest_times_other_tiles_and_the_cuda_kernel():
+    from fastcnn.ops._policy import _triton_rivals
 
     x = torch.empty(2, 64, 9, 7, device="meta", dtype=F16).contiguous(memory_format=torch.channels_last)
     given = dict(
         input=x, weight=torch.empty(32, 64, 1, 1, device="meta", dtype=F16), bias=None, stride=1, padding=0,
         dilation=1, groups=1, accuracy=None,
     )  # fmt: skip
-    assert _on_triton("conv2d", given)
-    assert not _on_triton("conv2d", given | dict(padding=1))
-    assert not _on_triton("conv2d_bn_relu", given | dict(training=True))
-    assert not _on_triton("max_pool2d", given)
+    cuda, *tiles = _triton_rivals("conv2d", given)
+    assert cuda == _triton.CUDA
+    assert len(tiles) > 2
+    grouped = given | dict(weight=torch.empty(32, 16, 3, 3, device="meta", dtype=F16), padding=1, groups=4)
+    assert _triton_rivals("conv2d", grouped) == [cuda]
+    assert _triton_rivals("conv2d", given | dict(padding=1)) == []
+    assert _triton_rivals("conv2d_bn_relu", given | dict(training=True)) == []
+    assert _triton_rivals("max_pool2d", given) == []
+
+
+def test_a_verdict_decides_kernel_and_tile(monkeypatch):
+    """explain's row while policy "fastest" runs what it has found."""
+    call = functools.partial(chosen, (2, 64, 9, 7), (32, 64, 1, 1))
+    name = next(iter(pointwise_candidates(126, 64, 32, F16, False, 108)))
+    assert call().tile != name.removeprefix(CANDIDATE)
+    monkeypatch.setattr(road, "candidate", name)
+    assert (call().kernel, call().tile) == ("pointwise (Triton)", name.removeprefix(CANDIDATE))
+    monkeypatch.setattr(road, "candidate", _triton.CUDA)
+    assert call().kernel == "mma (CUDA)"
+    assert "Triton: slower when timed" in call().considered

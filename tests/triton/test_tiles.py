@@ -5,7 +5,7 @@ import torch
 
 pytest.importorskip("triton")
 from fastcnn.kernels.pointwise_forward import needs_int64, pixel_stride
-from fastcnn.kernels.tiles import cdiv, pointwise_tile
+from fastcnn.kernels.tiles import cdiv, pointwise_candidates, pointwise_tile
 
 from tests.cases import DENSENET121, GOOGLENET, RESNET50, SQUEEZENET
 
@@ -24,11 +24,21 @@ def tile_of(case, batch, dtype=F16, tf32=False, processors=108):
 @pytest.mark.parametrize("batch", [1, 32, 128])
 @pytest.mark.parametrize("case", LAYERS, ids=lambda case: case.name)
 def test_every_layers_tile_is_legal(case, batch, dtype, tf32):
-    t = tile_of(case, batch, dtype, tf32)
+    rule = tile_of(case, batch, dtype, tf32)
+    pixels = batch * case.output_size[0] * case.output_size[1]
+    others = pointwise_candidates(pixels, case.in_channels, case.out_channels, dtype, tf32, 108)
+    assert rule not in others.values()
+    assert 0 < len(others) <= 14
+    for t in (rule, *others.values()):
+        assert_legal(t, case, dtype)
+    assert rule.split == 1 or cdiv(case.in_channels, rule.inputs) >= 4 * rule.split
+
+
+def assert_legal(t, case, dtype):
     assert all(n >= 16 and n & (n - 1) == 0 for n in (t.pixels, t.outputs, t.inputs))  # tl.dot's demands
     assert t.stages * (t.pixels + t.outputs) * t.inputs * dtype.itemsize <= SM120_SHARED
     assert t.pixels * t.outputs <= t.warps * 32 * 64  # sums in registers of a thread
-    assert t.split == 1 or cdiv(case.in_channels, t.inputs) >= 4 * t.split
+    assert t.split == 1 or cdiv(case.in_channels, t.inputs) >= 2 * t.split
     assert not (t.persistent and t.split > 1)
 
 
