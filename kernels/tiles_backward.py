@@ -92,8 +92,10 @@ def depth(dtype: torch.dtype, tf32: bool, masked: bool) -> int:
 
 
 def warps(block_rows: int, block_columns: int, masked: bool = False) -> int:
-    """At most 64 sums a thread, so that operands have registers, too; with a mask's y to hold as well, 32."""
-    return 8 if block_rows * block_columns > (64 * 64 if masked else 64 * 128) else 4
+    """At most 64 sums a thread, so that operands have registers, too. masked: where a mask's y stands in the way of
+    tensor cores' fragments, four warps spill from 64x64 on.
+    """
+    return 8 if block_rows * block_columns > (32 * 64 if masked else 64 * 128) else 4
 
 
 def input_gradient(
@@ -105,7 +107,7 @@ def input_gradient(
     m, c = shrink(pixels, inputs, block(pixels, largest), block(inputs, largest), processors)
     step = depth(dtype, tf32, masked)
     # Eight blocks of pixels read each block of weights together while it lies in L2.
-    return InputGradientTile(m, c, block(outputs, step), 8, warps(m, c, masked), STAGES)
+    return InputGradientTile(m, c, block(outputs, step), 8, warps(m, c, masked and largest == 128), STAGES)
 
 
 def weight_gradient(
@@ -121,7 +123,9 @@ def weight_gradient(
     tiles, steps = ceil_div(outputs, o) * ceil_div(inputs, c), ceil_div(pixels, step)
     splits = max(1, min(ceil_div(2 * processors, tiles), steps // 8))
     per_split = ceil_div(steps, splits)
-    return WeightGradientTile(o, c, step, ceil_div(steps, per_split), per_split * step, warps(o, c, masked), STAGES)
+    return WeightGradientTile(
+        o, c, step, ceil_div(steps, per_split), per_split * step, warps(o, c, masked and largest == 128), STAGES
+    )
 
 
 def channel_sums(pixels: int, channels: int, processors: int) -> ChannelSumsTile:
