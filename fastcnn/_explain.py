@@ -197,15 +197,14 @@ def _on_triton(where: str, name: str, x: torch.Tensor, weight: torch.Tensor, arg
     from fastcnn.kernels import tiles, tiles_grouped
     from fastcnn.kernels.register import processors
 
-    tf32, pixels = args[-1], y.shape[0] * y.shape[2] * y.shape[3]
+    tf32, pixels, chip = args[-1], y.shape[0] * y.shape[2] * y.shape[3], processors(x)
+    outputs, inputs = weight.shape[:2]
     if name == "pointwise_conv2d":
         groups, padding, geometry = 1, (0, 0), (*args[7], 0, 0, 1, 1, 1)
-        sizes = weight.shape[1], weight.shape[0], x.dtype
-        tile = str(tiles.pointwise_tile(pixels, *sizes, tf32, processors(x)))
+        tile = str(tiles.pointwise_tile(pixels, inputs, outputs, x.dtype, tf32, chip))
     else:
         groups, padding, geometry = args[8], args[6], (*args[5], *args[6], *args[7], args[8])
-        sizes = groups, weight.shape[1], weight.shape[0] // groups, x.dtype
-        tile = str(tiles_grouped.grouped_tile(pixels, *sizes, processors(x)))
+        tile = str(tiles_grouped.grouped_tile(pixels, groups, inputs, outputs // groups, x.dtype, chip))
     other = _cuda_conv2d(where, "conv2d", x, weight, y, tuple(geometry), tf32)
     return replace(
         other,

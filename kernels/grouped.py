@@ -15,6 +15,11 @@ from .grouped_forward import check, launch, out_shape
 from .register import on_triton, triton_op
 
 
+def wide(t: torch.Tensor) -> torch.dtype:
+    """What t's sums are kept in: float32 at least (the C++ kernels compute float64, too)."""
+    return torch.promote_types(t.dtype, torch.float32)
+
+
 def scaled(weight: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
     return weight if scale is None else (weight * scale.view(-1, 1, 1, 1)).to(weight.dtype)
 
@@ -56,7 +61,7 @@ def run_stats(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     if not on_triton(x):
         z = run(x, weight, None, None, None, stride, padding, dilation, groups, False, tf32)
-        variance, mean = torch.var_mean(z.float(), (0, 2, 3), correction=0)
+        variance, mean = torch.var_mean(z.to(wide(z)), (0, 2, 3), correction=0)
         return z, mean, variance
     z, workspace, counts = launch(x, weight, None, None, None, stride, padding, dilation, groups, False, tf32, True)
     return z, *merge_moments(workspace, counts)
@@ -64,7 +69,7 @@ def run_stats(
 
 def run_stats_fake(x, weight, stride, padding, dilation, groups, tf32):
     z = run_fake(x, weight, None, None, None, stride, padding, dilation, groups, False, tf32)
-    mean = x.new_empty(weight.shape[0], dtype=torch.float32)
+    mean = x.new_empty(weight.shape[0], dtype=wide(x))
     return z, mean, torch.empty_like(mean)
 
 
@@ -136,13 +141,16 @@ def grad_forward(ctx, g):
     x, weight, scale, y = ctx.saved_tensors
     need, how = ctx.needs_input_grad, (*ctx.geometry, y, ctx.tf32)
     dw = backward_weight(g, x, weight.shape, *how) if need[1] or (scale is not None and need[2]) else None
+    dscale = None
+    if scale is not None and need[2]:
+        dscale = (dw.to(wide(dw)) * weight.to(wide(dw))).sum((1, 2, 3)).to(scale.dtype)
     add = (ctx.shift is not None and need[3]) or (ctx.residual and need[4])
     masked = mask_by(g, y) if add else None
     return (
         backward_input(g, scaled(weight, scale), x.shape, *how) if need[0] else None,
         scaled(dw, scale) if need[1] else None,
-        (dw.float() * weight.float()).sum((1, 2, 3)).to(scale.dtype) if scale is not None and need[2] else None,
-        masked.sum((0, 2, 3), dtype=torch.float32).to(ctx.shift) if ctx.shift is not None and need[3] else None,
+        dscale,
+        masked.sum((0, 2, 3), dtype=wide(masked)).to(ctx.shift) if ctx.shift is not None and need[3] else None,
         masked if ctx.residual and need[4] else None,
         *[None] * 6,
     )
@@ -156,9 +164,9 @@ def save_stats(ctx, inputs, output):
 def grad_stats(ctx, g, g_mean, g_variance):
     """Of m values of a channel each gets 1/m of its mean's gradient, and 2*(z-mean)/m of its variance's."""
     x, weight, z, mean = ctx.saved_tensors
-    centred = z.float() - mean.view(-1, 1, 1)
+    centred = z.to(wide(z)) - mean.view(-1, 1, 1)
     direct = (g_mean.view(-1, 1, 1) + 2 * g_variance.view(-1, 1, 1) * centred) / (z.numel() // z.shape[1])
-    g, how = (g.float() + direct).to(z.dtype), (*ctx.geometry, None, ctx.tf32)
+    g, how = (g.to(wide(g)) + direct).to(z.dtype), (*ctx.geometry, None, ctx.tf32)
     dx = backward_input(g, weight, x.shape, *how) if ctx.needs_input_grad[0] else None
     dw = backward_weight(g, x, weight.shape, *how) if ctx.needs_input_grad[1] else None
     return dx, dw, *[None] * 5

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from .epilogue import dot
-from .grouped_forward import block_diagonal, check, flags, geometry, out_shape, rows_of_channels
+from .grouped_forward import block_diagonal, check, flags, geometry, out_shape, rows_of_channels, separated
 from .register import processors, wrap_triton
 from .tiles_grouped import GroupedTile, GroupedWeightTile, grouped_tile, grouped_weight_tile
 
@@ -30,9 +30,80 @@ def first_tap(residue, STRIDE: tl.constexpr, DILATION: tl.constexpr, STEP: tl.co
     """The least i with i * DILATION = residue modulo STRIDE; every STEP-th one from there fits, too. 2**16 if none."""
     first = residue * 0 + 65536
     for t in tl.static_range(STEP):
-        i: tl.constexpr = STEP - 1 - t
-        first = tl.where((residue - i * DILATION) % STRIDE == 0, i, first)
+        first = tl.where((residue - (STEP - 1 - t) * DILATION) % STRIDE == 0, STEP - 1 - t, first)
     return first
+
+
+@triton.jit
+def sums_over_gradient(
+    grad,
+    y,
+    weight,
+    n,
+    h,
+    w,
+    in_rows,
+    columns,
+    in_columns,
+    k_from,
+    k_to,
+    i_first,
+    j_first,
+    taps_h,
+    taps_w,
+    out_height,
+    out_width,
+    out_channels,
+    g_h,
+    g_w,
+    w_o,
+    w_i,
+    w_h,
+    w_w,
+    INPUTS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    SH: tl.constexpr,
+    SW: tl.constexpr,
+    PH: tl.constexpr,
+    PW: tl.constexpr,
+    DH: tl.constexpr,
+    DW: tl.constexpr,
+    STEP_H: tl.constexpr,
+    STEP_W: tl.constexpr,
+    PACK: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    HAS_Y: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    """(BLOCK_M, BLOCK_N) sums over the taps and the pack's output channels from k_from up to k_to.
+
+    grad: (BLOCK_M,) pointers to each image's first channel of the pack; y: one to the first pixel's; h, w: the input's.
+    """
+    chunks: tl.constexpr = (PACK * OUTPUTS + BLOCK_K - 1) // BLOCK_K
+    sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for step in range(taps_h * taps_w * chunks):
+        tap = step // chunks
+        i, j = i_first + tap // taps_w * STEP_H, j_first + tap % taps_w * STEP_W
+        p_strided, q_strided = h + PH - i * DH, w + PW - j * DW
+        p, q = p_strided // SH, q_strided // SW  # exact
+        inside = in_rows & (p_strided >= 0) & (p < out_height) & (q_strided >= 0) & (q < out_width)
+        k = step % chunks * BLOCK_K + tl.arange(0, BLOCK_K)
+        in_k = (k >= k_from) & (k < k_to)
+        at_y = ((n * out_height + p) * out_width + q) * out_channels
+        a = masked_gradient(
+            (grad + p * g_h + q * g_w)[:, None] + k[None, :],
+            y + at_y[:, None] + k[None, :],
+            inside[:, None] & in_k[None, :],
+            HAS_Y,
+        )
+        b = block_diagonal(
+            weight + i * w_h + j * w_w, k, columns, in_k, in_columns, w_o, w_i, OUTPUTS * w_o, OUTPUTS, INPUTS
+        )
+        sums = dot(a, b, sums, PRECISION, WIDEN)
+    return sums
 
 
 @triton.jit
@@ -81,7 +152,6 @@ def grouped_conv2d_backward_input_kernel(
     nine with stride 2, and none is multiplied by zeros. Pixels that no output reads get 0.
     """
     tiles: tl.constexpr = (PACK * INPUTS + BLOCK_N - 1) // BLOCK_N
-    chunks: tl.constexpr = (PACK * OUTPUTS + BLOCK_K - 1) // BLOCK_K
     top, left = tl.program_id(1) // SW, tl.program_id(1) % SW
     rows_h, rows_w = tl.cdiv(height - top, SH), tl.cdiv(width - left, SW)  # of pixels with these residues
     i_first, j_first = first_tap(top + PH, SH, DH, STEP_H), first_tap(left + PW, SW, DW, STEP_W)
@@ -105,26 +175,24 @@ def grouped_conv2d_backward_input_kernel(
     grad += n * g_n + group * OUTPUTS  # (BLOCK_M,) pointers
     y += group * OUTPUTS
     weight += group * OUTPUTS * w_o
-    sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for step in range(taps_h * taps_w * chunks):
-        tap = step // chunks
-        i, j = i_first + tap // taps_w * STEP_H, j_first + tap % taps_w * STEP_W
-        p_strided, q_strided = h + PH - i * DH, w + PW - j * DW
-        p, q = p_strided // SH, q_strided // SW  # exact
-        inside = in_rows & (p_strided >= 0) & (p < out_height) & (q_strided >= 0) & (q < out_width)
-        k = step % chunks * BLOCK_K + tl.arange(0, BLOCK_K)
-        in_k = k < live * OUTPUTS
-        at_y = ((n * out_height + p) * out_width + q) * (groups * OUTPUTS)
-        a = masked_gradient(
-            (grad + p * g_h + q * g_w)[:, None] + k[None, :],
-            y + at_y[:, None] + k[None, :],
-            inside[:, None] & in_k[None, :],
-            HAS_Y,
-        )
-        b = block_diagonal(
-            weight + i * w_h + j * w_w, k, columns, in_k, in_columns, w_o, w_i, OUTPUTS * w_o, OUTPUTS, INPUTS
-        )
-        sums = dot(a, b, sums, PRECISION, WIDEN)
+    sums = sums_over_gradient(
+        grad, y, weight, n, h, w, in_rows, columns, in_columns, 0, live * OUTPUTS, i_first, j_first, taps_h, taps_w,
+        out_height, out_width, groups * OUTPUTS, g_h, g_w, w_o, w_i, w_h, w_w,
+        INPUTS, OUTPUTS, SH, SW, PH, PW, DH, DW, STEP_H, STEP_W, PACK, BLOCK_M, BLOCK_N, BLOCK_K,
+        HAS_Y, PRECISION, WIDEN,
+    )  # fmt: skip
+    if PACK > 1:  # noqa: SIM102  known when it is compiled
+        # As in the forward kernel: a group's NaN must not come to its neighbours.
+        if tl.max(tl.max((sums != sums).to(tl.int32), 1), 0) > 0:
+            for each in range(live):
+                part = sums_over_gradient(
+                    grad, y, weight, n, h, w, in_rows, columns, in_columns, each * OUTPUTS, (each + 1) * OUTPUTS,
+                    i_first, j_first, taps_h, taps_w, out_height, out_width, groups * OUTPUTS, g_h, g_w,
+                    w_o, w_i, w_h, w_w,
+                    INPUTS, OUTPUTS, SH, SW, PH, PW, DH, DW, STEP_H, STEP_W, PACK, BLOCK_M, BLOCK_N, BLOCK_K,
+                    HAS_Y, PRECISION, WIDEN,
+                )  # fmt: skip
+                sums = separated(columns, sums, part, each, INPUTS)
     at = ((n * height + h) * width + w) * (groups * INPUTS) + group * INPUTS
     mask = in_rows[:, None] & in_columns[None, :]
     tl.store(dx + at[:, None] + columns[None, :], sums.to(dx.dtype.element_ty), mask=mask)

@@ -42,6 +42,70 @@ def block_diagonal(
 
 
 @triton.jit
+def separated(columns, sums, part, group, WIDTH: tl.constexpr):
+    """sums with the columns of one of the pack's groups from part."""
+    return tl.where((columns // WIDTH == group)[None, :], part, sums)
+
+
+@triton.jit
+def sums_over_taps(
+    x,
+    weight,
+    p,
+    q,
+    in_rows,
+    columns,
+    in_columns,
+    k_from,
+    k_to,
+    height,
+    width,
+    x_h,
+    x_w,
+    w_o,
+    w_i,
+    w_h,
+    w_w,
+    INPUTS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    SH: tl.constexpr,
+    SW: tl.constexpr,
+    PH: tl.constexpr,
+    PW: tl.constexpr,
+    DH: tl.constexpr,
+    DW: tl.constexpr,
+    PACK: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    """(BLOCK_M, BLOCK_N) sums over the taps and the pack's input channels from k_from up to k_to.
+
+    x: (BLOCK_M,) pointers to each image's first channel of the pack; p, q: output pixels.
+    """
+    chunks: tl.constexpr = (PACK * INPUTS + BLOCK_K - 1) // BLOCK_K
+    sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for step in range(KH * KW * chunks):
+        tap = step // chunks
+        i, j = tap // KW, tap % KW
+        h = p * SH - PH + i * DH
+        w = q * SW - PW + j * DW
+        inside = in_rows & (h >= 0) & (h < height) & (w >= 0) & (w < width)
+        k = step % chunks * BLOCK_K + tl.arange(0, BLOCK_K)
+        in_k = (k >= k_from) & (k < k_to)
+        a = tl.load((x + h * x_h + w * x_w)[:, None] + k[None, :], mask=inside[:, None] & in_k[None, :], other=0.0)
+        b = block_diagonal(
+            weight + i * w_h + j * w_w, k, columns, in_k, in_columns, w_i, w_o, OUTPUTS * w_o, INPUTS, OUTPUTS
+        )
+        sums = dot(a, b, sums, PRECISION, WIDEN)
+    return sums
+
+
+@triton.jit
 def grouped_conv2d_kernel(
     x,
     weight,
@@ -93,7 +157,6 @@ def grouped_conv2d_kernel(
     pixels are neighbours in the grid: several share a pixel's 128-byte line, and read it while it is in the cache.
     """
     tiles: tl.constexpr = (PACK * OUTPUTS + BLOCK_N - 1) // BLOCK_N
-    chunks: tl.constexpr = (PACK * INPUTS + BLOCK_K - 1) // BLOCK_K
     across = tl.cdiv(groups, PACK) * tiles
     block = tl.program_id(0) // across
     group = tl.program_id(0) % across // tiles * PACK
@@ -109,20 +172,20 @@ def grouped_conv2d_kernel(
     in_columns = columns < live * OUTPUTS
     x += n * x_n + group * INPUTS  # (BLOCK_M,) pointers
     weight += group * OUTPUTS * w_o
-    sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for step in range(KH * KW * chunks):
-        tap = step // chunks
-        i, j = tap // KW, tap % KW
-        h = p * SH - PH + i * DH
-        w = q * SW - PW + j * DW
-        inside = in_rows & (h >= 0) & (h < height) & (w >= 0) & (w < width)
-        k = step % chunks * BLOCK_K + tl.arange(0, BLOCK_K)
-        in_k = k < live * INPUTS
-        a = tl.load((x + h * x_h + w * x_w)[:, None] + k[None, :], mask=inside[:, None] & in_k[None, :], other=0.0)
-        b = block_diagonal(
-            weight + i * w_h + j * w_w, k, columns, in_k, in_columns, w_i, w_o, OUTPUTS * w_o, INPUTS, OUTPUTS
-        )
-        sums = dot(a, b, sums, PRECISION, WIDEN)
+    sums = sums_over_taps(
+        x, weight, p, q, in_rows, columns, in_columns, 0, live * INPUTS, height, width, x_h, x_w, w_o, w_i, w_h, w_w,
+        INPUTS, OUTPUTS, KH, KW, SH, SW, PH, PW, DH, DW, PACK, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION, WIDEN,
+    )  # fmt: skip
+    if PACK > 1:  # noqa: SIM102  known when it is compiled
+        # Another group's infinity or NaN times the zeros beside the diagonal is NaN: then each group by itself.
+        if tl.max(tl.max((sums != sums).to(tl.int32), 1), 0) > 0:
+            for each in range(live):
+                part = sums_over_taps(
+                    x, weight, p, q, in_rows, columns, in_columns, each * INPUTS, (each + 1) * INPUTS,
+                    height, width, x_h, x_w, w_o, w_i, w_h, w_w,
+                    INPUTS, OUTPUTS, KH, KW, SH, SW, PH, PW, DH, DW, PACK, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION, WIDEN,
+                )  # fmt: skip
+                sums = separated(columns, sums, part, each, OUTPUTS)
     channels = group * OUTPUTS + columns
     at = rows[:, None] * (groups * OUTPUTS) + channels[None, :]
     mask = in_rows[:, None] & in_columns[None, :]

@@ -64,10 +64,12 @@ def pointwise_tile(
         block_o = 64
     tiles = cdiv(pixels, block_p) * cdiv(outputs, block_o)
     split = split_of(tiles, cdiv(inputs, block_c), processors)
-    # Three stages of 128 x 64 and 64 x 128 values of 16 bits are 96 KiB: sm_120 has 99, sm_80 163.
-    # Few steps: filling the pipeline and storing take as long as multiplying, and a program that goes on to the next
-    # tile overlaps them. Below four rounds the last, partly empty one costs what is won.
+    # Few steps: what a program does once (being started, its index arithmetic) is a notable part of its work, and one
+    # that takes tile after tile does it once for all. Below four rounds the last, partly empty one costs what is won.
+    # Copies for the next tile while this one is stored (flatten=True) would need registers that ptxas spills on sm_100
+    # and sm_120.
     persistent = split == 1 and cdiv(inputs, block_c) <= 4 and tiles >= 4 * processors
+    # Three stages of 128 x 64 and 64 x 128 values of 16 bits are 96 KiB: sm_120 has 99, sm_80 163.
     warps = 8 if block_p * block_o >= 128 * 128 else 4
     return PointwiseTile(block_p, block_o, block_c, 8, split, persistent, warps, 3)
 

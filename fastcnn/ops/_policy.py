@@ -166,7 +166,8 @@ def _on_triton(op: str, given: dict[str, Any]) -> bool:
     if weight is None or x.is_cpu or given.get("training"):
         return False
     level = with_tf32(ACCURACIES.index(given.get("accuracy") or config.accuracy), x)
-    return _triton.takes(x, weight, given["bias"], *_geometry(given), given["groups"], level)
+    stride, padding, dilation = _geometry(given)
+    return _triton.takes(x, weight, given["bias"], stride, padding, dilation, given["groups"], level)
 
 
 def _run(face: Callable, name: str, args: tuple, kwargs: dict, notes: tuple[str, ...] = ()) -> Any:

@@ -223,11 +223,15 @@ def _train(x, weight, bias, residual, norm, geometry, momentum, eps, relu):
 def _infer(x, weight, bias, residual, norm, geometry, eps, activation):
     tensors = (x, weight, bias, residual, *norm)
     needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    (sh, sw), (ph, pw), (dh, dw), groups = geometry
+    stride, padding, dilation, groups = geometry
+    (sh, sw), (ph, pw), (dh, dw) = stride, padding, dilation
     flat, level = (sh, sw, ph, pw, dh, dw, groups), with_tf32(config.level, x)
-    if _triton.takes(x, weight, bias, *geometry, level):  # whose epilogue scales: no pass over the weight
+    if _triton.takes(
+        x, weight, bias, stride, padding, dilation, groups, level
+    ):  # whose epilogue scales: no pass over the weight
         scale, shift = _packed.fold([None if t is None else t.float() for t in (bias, *norm)], eps)
-        return _triton.conv2d(x, weight, scale, shift, residual, *geometry, activation is not None, level)
+        relu = activation is not None
+        return _triton.conv2d(x, weight, scale, shift, residual, stride, padding, dilation, groups, relu, level)
     direct = not (needs_grad or tracing())
     folded = _packed.cache.folded(weight, x.shape, flat, level, bias, norm, eps) if direct else None
     if folded is None:

@@ -1,4 +1,4 @@
-"""ResNet-50 (He et al. 2015, stride on the 3x3 as torchvision has it) and the grouped layers of ResNeXt-50 32x4d."""
+"""ResNet-50 (He et al. 2015, stride on the 3x3 as torchvision has it), ResNeXt's grouped layers (Xie et al. 2017)."""
 
 from .geometry import ConvCase
 
@@ -38,4 +38,26 @@ RESNEXT50 = (
     ConvCase("resnext50.layer3.1.conv2", 512, 512, 14, 3, padding=1, groups=32, bias=False, count=5),
     ConvCase("resnext50.layer4.0.conv2", 1024, 1024, 14, 3, stride=2, padding=1, groups=32, bias=False),
     ConvCase("resnext50.layer4.1.conv2", 1024, 1024, 7, 3, padding=1, groups=32, bias=False, count=2),
+)
+
+# 4 to 32 channels a group in twice as many groups.
+RESNEXT101_64X4D = (
+    ConvCase("resnext101_64x4d.layer1.0.conv2", 256, 256, 56, 3, padding=1, groups=64, bias=False, count=3),
+    ConvCase("resnext101_64x4d.layer2.0.conv2", 512, 512, 56, 3, stride=2, padding=1, groups=64, bias=False),
+    ConvCase("resnext101_64x4d.layer2.1.conv2", 512, 512, 28, 3, padding=1, groups=64, bias=False, count=3),
+    ConvCase("resnext101_64x4d.layer3.0.conv2", 1024, 1024, 28, 3, stride=2, padding=1, groups=64, bias=False),
+    ConvCase("resnext101_64x4d.layer3.1.conv2", 1024, 1024, 14, 3, padding=1, groups=64, bias=False, count=22),
+    ConvCase("resnext101_64x4d.layer4.0.conv2", 2048, 2048, 14, 3, stride=2, padding=1, groups=64, bias=False),
+    ConvCase("resnext101_64x4d.layer4.1.conv2", 2048, 2048, 7, 3, padding=1, groups=64, bias=False, count=2),
+)
+
+# 8 to 64 channels a group.
+RESNEXT101_32X8D = (
+    ConvCase("resnext101_32x8d.layer1.0.conv2", 256, 256, 56, 3, padding=1, groups=32, bias=False, count=3),
+    ConvCase("resnext101_32x8d.layer2.0.conv2", 512, 512, 56, 3, stride=2, padding=1, groups=32, bias=False),
+    ConvCase("resnext101_32x8d.layer2.1.conv2", 512, 512, 28, 3, padding=1, groups=32, bias=False, count=3),
+    ConvCase("resnext101_32x8d.layer3.0.conv2", 1024, 1024, 28, 3, stride=2, padding=1, groups=32, bias=False),
+    ConvCase("resnext101_32x8d.layer3.1.conv2", 1024, 1024, 14, 3, padding=1, groups=32, bias=False, count=22),
+    ConvCase("resnext101_32x8d.layer4.0.conv2", 2048, 2048, 14, 3, stride=2, padding=1, groups=32, bias=False),
+    ConvCase("resnext101_32x8d.layer4.1.conv2", 2048, 2048, 7, 3, padding=1, groups=32, bias=False, count=2),
 )
