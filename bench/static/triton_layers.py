@@ -83,22 +83,23 @@ def call(layer: Layer) -> Callable[[], object]:
     """The layer by its op, in inference with a folded normalization's shift and ReLU, in backward with ReLU's mask."""
     ops, case = torch.ops.fastcnn, layer.case
     x, weight, y = tensors(layer)
+    grad = torch.empty_like(y)  # the mask's y is another tensor
     stride, tf32 = list(pair(case.stride)), layer.tf32
     if is_pointwise(case):
         return {
             "forward": lambda: ops.pointwise_conv2d(
                 x, weight, None, torch.empty(case.out_channels), None, None, None, stride, True, tf32
             ),
-            "backward_input": lambda: ops.pointwise_conv2d_backward_input(y, weight, x.shape, stride, y, tf32),
-            "backward_weight": lambda: ops.pointwise_conv2d_backward_weight(y, x, stride, y, tf32),
+            "backward_input": lambda: ops.pointwise_conv2d_backward_input(grad, weight, x.shape, stride, y, tf32),
+            "backward_weight": lambda: ops.pointwise_conv2d_backward_weight(grad, x, stride, y, tf32),
         }[layer.direction]
     geometry = (stride, list(pair(case.padding)), list(pair(case.dilation)), case.groups)
     return {
         "forward": lambda: ops.grouped_conv2d(
             x, weight, None, torch.empty(case.out_channels), None, *geometry, True, tf32
         ),
-        "backward_input": lambda: ops.grouped_conv2d_backward_input(y, weight, x.shape, *geometry, y, tf32),
-        "backward_weight": lambda: ops.grouped_conv2d_backward_weight(y, x, weight.shape, *geometry, y, tf32),
+        "backward_input": lambda: ops.grouped_conv2d_backward_input(grad, weight, x.shape, *geometry, y, tf32),
+        "backward_weight": lambda: ops.grouped_conv2d_backward_weight(grad, x, weight.shape, *geometry, y, tf32),
     }[layer.direction]
 
 

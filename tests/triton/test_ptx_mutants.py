@@ -1,4 +1,4 @@
-"""Faults planted in the text of 1x1 convolution's Triton kernels, and what finds each in the PTX of the changed kernel."""
+"""Faults planted in the text of 1x1 convolution's Triton kernels, and what finds each in the changed kernel's PTX."""
 
 import importlib.util
 import os

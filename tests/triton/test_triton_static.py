@@ -152,6 +152,11 @@ def test_work_of_a_layer():
     x, y, rest = 128 * 256 * 28 * 28 * 2, 128 * 512 * 28 * 28 * 2, 256 * 512 * 2 + 512 * 4
     assert triton_layers.moved(down, started) == x + y + rest
 
+    backward = layer("resnet50.layer1.0.conv3", direction="backward_input")  # reads gradient and output, writes 64
+    pixels = 128 * 56 * 56
+    moved = triton_layers.moved(backward, triton_layers.launches_of(backward, 108))
+    assert moved == pixels * (256 + 256 + 64) * 2 + 64 * 256 * 2
+
     narrow = layer("resnext50.layer1.0.conv2")  # four groups of 4 channels multiply as one of 16
     (launch,) = triton_layers.launches_of(narrow, 108)
     assert triton_layers.executed(launch) == 4 * narrow.case.macs(128)
