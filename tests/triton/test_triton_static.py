@@ -183,7 +183,7 @@ def test_the_host_code_runs_as_on_a_gpu():
 def test_a_worse_layer_is_refused():
     def result(microseconds: float) -> triton_gate.TritonResult:
         limit = {"A100": bound.Bound(microseconds, "DRAM", 1.0)}
-        return triton_gate.TritonResult({}, {"a": triton_gate.LayerOnTriton("a", {80: "k"}, 1, 1, 1, limit)})
+        return triton_gate.TritonResult({80: {}}, {"a": triton_gate.LayerOnTriton("a", {80: "k"}, 1, 1, 1, limit)})
 
     baseline = triton_gate.baseline_of(result(100))
     assert triton_gate.problems(result(102.9), baseline) == []
