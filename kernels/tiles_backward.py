@@ -84,7 +84,7 @@ def depth(dtype: torch.dtype, tf32: bool, masked: bool) -> int:
     """Elements of one step along the sum: beside two blocks of 128, 64 to 96 KiB of shared memory for the operands in
     flight (Triton keeps as many buffers as stages where wgmma reads them, else one less): sm_120 has 99 KiB.
 
-    A ReLU's mask brings a third tile of that size, y's, into flight: half the depth for it.
+    masked: a ReLU's mask brings a third tile of 128 pixels or channels, y's, into flight, for half the depth.
     """
     if dtype == torch.float32:
         return 16 if masked or not tf32 else 32
@@ -103,9 +103,9 @@ def input_gradient(
     FFMA multiplies, whose operands come from registers."""
     largest = 64 if dtype == torch.float32 and not tf32 else 128
     m, c = shrink(pixels, inputs, block(pixels, largest), block(inputs, largest), processors)
-    step = depth(dtype, tf32, masked)
+    step = depth(dtype, tf32, masked and max(m, c) > 64)
     # Eight blocks of pixels read each block of weights together while it lies in L2.
-    return InputGradientTile(m, c, block(outputs, step), 8, warps(m, c, masked), STAGES)
+    return InputGradientTile(m, c, block(outputs, step), 8, warps(m, c, masked and largest == 128), STAGES)
 
 
 def weight_gradient(
@@ -116,12 +116,14 @@ def weight_gradient(
     a float32 for each weight."""
     largest = 64 if dtype == torch.float32 and not tf32 else 128
     o, c = block(outputs, largest), block(inputs, largest)
-    step = depth(dtype, tf32, masked)
+    step = depth(dtype, tf32, masked and max(o, c) > 64)
     step = block(pixels, step)
     tiles, steps = ceil_div(outputs, o) * ceil_div(inputs, c), ceil_div(pixels, step)
     splits = max(1, min(ceil_div(2 * processors, tiles), steps // 8))
     per_split = ceil_div(steps, splits)
-    return WeightGradientTile(o, c, step, ceil_div(steps, per_split), per_split * step, warps(o, c, masked), STAGES)
+    return WeightGradientTile(
+        o, c, step, ceil_div(steps, per_split), per_split * step, warps(o, c, masked and largest == 128), STAGES
+    )
 
 
 def channel_sums(pixels: int, channels: int, processors: int) -> ChannelSumsTile:

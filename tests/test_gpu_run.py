@@ -15,7 +15,7 @@ import fastcnn.ops
 from bench import gpu_run
 from bench._alternate import Timing
 from bench._gate import WrongResult, check
-from bench.gpu import layers, machine, networks, small, summary
+from bench.gpu import layers, machine, networks, rivals, small, summary
 from bench.gpu.machine import Ground
 from bench.gpu.results import Budget, Results, run
 from fastcnn._config import config
@@ -259,6 +259,46 @@ def test_a_wrong_result_is_not_timed(monkeypatch, op, fault, message):
     record = layers.measure(job, CPU, {}, 0.0)
     assert record["refused"].startswith(message)
     assert "ratio" not in record
+
+
+def small_rivals(name: str) -> list[layers.Job]:
+    return [j for j in layers.small_jobs() if rivals.OPS.get(j.op) == name]
+
+
+@pytest.mark.parametrize("name", rivals.RIVALS)
+def test_a_rival_computes_the_same(name):
+    jobs = small_rivals(name)
+    assert [j.row.case.name for j in jobs] == ["small.pointwise", "small.grouped"][: 1 if name == "cuBLAS" else 2]
+    for job in jobs:
+        record = layers.measure(job, CPU, {}, 0.0)
+        assert record["op"] == f"conv2d, {name}"
+        assert record["ratio"] > 0, record
+
+
+def test_a_rival_that_computes_something_else_is_not_timed(monkeypatch):
+    right = rivals.cublas
+    monkeypatch.setitem(rivals.RIVALS, "cuBLAS", lambda case: lambda *tensors: 1.5 * right(case)(*tensors))
+    record = layers.measure(small_rivals("cuBLAS")[0], CPU, {}, 0.0)
+    assert record["refused"].startswith("stock computes something else")
+    assert "ratio" not in record
+
+
+def test_rivals_meet_what_triton_computes():
+    """Every layer that goes to Triton, in 16 bits and TF32; only a product of matrices as they lie goes to cuBLAS."""
+    jobs = [j for j in layers.jobs() if j.op in rivals.OPS]
+    assert len(jobs) == len(set(map(str, jobs)))
+    assert {j.precision for j in jobs} == {"float16", "tf32"}
+    cases = {name: {j.row.case.name for j in jobs if rivals.OPS[j.op] == name} for name in rivals.RIVALS}
+    assert cases["CUDA kernel"] == cases["torch.compile"] > cases["cuBLAS"]
+    assert {"resnet50.layer2.0.downsample", "resnext50.layer1.0.conv2"} <= cases["CUDA kernel"] - cases["cuBLAS"]
+    assert {name.partition(".")[0] for name in cases["torch.compile"]} == set(rivals.NETWORKS)
+
+
+def test_the_cuda_kernels_rival_leaves_the_setting_alone():
+    case = small_rivals("CUDA kernel")[0].row.case
+    before, inputs = config.triton, (torch.randn(case.input_shape()), torch.randn(case.weight_shape))
+    rivals.without_triton(case)(*inputs)
+    assert config.triton is before
 
 
 def test_a_network_whose_sides_differ_is_not_timed(monkeypatch):

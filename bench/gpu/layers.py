@@ -16,6 +16,7 @@ from bench._layer import Comparison, Layer, _format_of, backward, forward
 from bench._rows import Row
 from tests.cases import ALEXNET, GOOGLENET, LRNS, MOBILENET, POOLS, RESNET50, RESNEXT50, VGG16, find
 
+from . import rivals
 from .machine import ROOT, Ground, cudnn_benchmark, tf32_allowed
 
 LAYOUTS = {"contiguous": "nchw", "channels_last": "nhwc"}  # as bench/static names them
@@ -25,6 +26,7 @@ _BUILDERS = {
     "max_pool2d": test_bench_pool.max_pool_layer,
     "local_response_norm": test_bench_lrn.layer,
     "lrn_max_pool2d": test_bench_lrn.pooled_layer,
+    **{op: rivals.builder(op) for op in rivals.OPS},
 }
 
 
@@ -75,6 +77,10 @@ def jobs(batches: tuple[int, ...] = (32, 128, 1)) -> Iterator[Job]:
         for op, case in layers:
             if op == "conv2d" or not tf32:
                 yield Job(op, Row(case, batch, layout, "forward", dtype), tf32)
+        if batch == batches[0] and layout == layouts[0] and (dtype, tf32) in kinds[:2]:
+            for op, name in rivals.OPS.items():
+                for case in rivals.cases(name):
+                    yield Job(op, Row(case, batch, layout, "forward", dtype), tf32)
     for (dtype, tf32), layout, (op, case) in itertools.product(kinds, layouts, layers):
         if op == "conv2d" or not tf32:
             yield Job(op, Row(case, 32 if op == "conv2d" else 128, layout, "backward", dtype), tf32)
@@ -90,6 +96,12 @@ def small_jobs() -> Iterator[Job]:
         yield Job(op, Row(case, 5, "channels_last", "forward", torch.float16))
         yield Job(op, Row(case, 1, "contiguous", "forward", torch.float32), op == "conv2d")
         yield Job(op, Row(case, 2, "channels_last", "backward", torch.float32))
+    pointwise = replace(conv, name="small.pointwise", kernel_size=1, padding=0)
+    grouped = replace(conv, name="small.grouped", groups=2)
+    for op, name in rivals.OPS.items():
+        for case in (pointwise, grouped):
+            if rivals.takes_part(name, case):
+                yield Job(op, Row(case, 5, "channels_last", "forward", torch.float16))
 
 
 def sums(job: Job) -> list[int]:

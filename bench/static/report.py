@@ -4,14 +4,18 @@ import textwrap
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from . import check, toolchain
+from . import check, fusion, toolchain
 from .chips import CHIPS, MMA_SYNC_OF_HOPPER
 from .gate import Kernel, Result
+
+if TYPE_CHECKING:  # else only where there is Triton
+    from .triton_gate import TritonResult
 
 MIX = ("HMMA", "FFMA", "LDG", "LDGSTS", "STG", "LDS", "LDSM", "STS", "special", "double", "integer", "branch", "other")
 
@@ -37,11 +41,13 @@ class Table:
         console.print(table)
 
 
-def tables(result: Result) -> list[Table]:
+def tables(result: Result, on_triton: "TritonResult | None" = None) -> list[Table]:
     made = [families(arch, kernels.values()) for arch, kernels in result.kernels.items()]
     made += [notable(result), bounds(result)]
     if result.layers:
         made += [residency(result), mixes(result), predicted(result), traffic(result)]
+    if on_triton:
+        made += [triton_kernels(on_triton), triton_layers(on_triton)]
     return [table for table in made if table.rows]
 
 
@@ -225,12 +231,65 @@ def chips() -> Table:
     return Table("Chips", text, (*columns, "registers", "threads", "blocks", "shared", "barriers"), rows)
 
 
-def markdown(result: Result, command: str) -> str:
+def triton_kernels(result: "TritonResult") -> Table:
+    rows = []
+    for arch, kernels in result.kernels.items():
+        groups = defaultdict(list)
+        for kernel in kernels.values():
+            groups[kernel.source, kernel.name.partition("<")[0], kernel.dtype].append(kernel)
+        for (source, family, dtype), members in sorted(groups.items()):
+            loops = [k.code.hottest for k in members]
+            products = sorted({i.base for loop in loops for i in loop.instructions if i.group == "HMMA"})
+            rows.append(
+                (
+                    *(family, source, f"sm_{arch}", dtype, str(len(members))),
+                    *(span(k.resources.registers for k in members), span(k.shared for k in members)),
+                    *(str(max(k.spills for k in members)), str(max(k.code.local_accesses for k in members))),
+                    *(span(len(loop.instructions) for loop in loops), " ".join(products)),
+                    span(loop.mix["LDGSTS"] for loop in loops),
+                )
+            )
+    columns = ("kernel", "file", "sm", "type", "variants", "registers", "shared", "spills", "local", "loop")
+    text = (
+        f"Compiled by Triton {toolchain.TRITON} with the constants and promises that the ops' host code launches them "
+        "with for the named layers, each variant once: registers of a thread, bytes of dynamic shared memory, bytes "
+        "of spills and accesses to local memory of the worst variant; of the hottest loop: instructions, how it "
+        "multiplies (HMMA: mma.sync; HGMMA: wgmma; UTCHMMA: tcgen05) and its asynchronous copies."
+    )
+    return Table("Triton kernels", text, (*columns, "tensor cores", "copies"), sorted(rows))
+
+
+def triton_layers(result: "TritonResult") -> Table:
+    chips = [chip.name for chip in CHIPS if any(chip.name in layer.bounds for layer in result.layers.values())]
+    rows = []
+    for layer in result.layers.values():
+        cells = []
+        for chip in chips:
+            b, cuda = layer.bounds.get(chip), layer.cuda.get(chip)
+            if b is None:
+                cells.append("")
+                continue
+            beside = f" (CUDA {cuda.microseconds:.1f})" if cuda else ""
+            cells.append(f"{b.microseconds:.1f} us {b.unit}, {b.roofline:.0%}{beside}")
+        tile = next(iter(layer.kernel.values()))
+        rows.append((layer.name, f"`{tile}`", f"{layer.bytes / 1e6:.1f}", f"{layer.macs / 1e9:.2f}", *cells))
+    text = (
+        "As above, for a batch of 128, or as named; 16-bit and TF32 layers in channels_last. The tile is the first "
+        "chip's: on more processors it may be a smaller one. MB: each tensor of each launch once, those between two "
+        "launches twice; of a 1x1 layer's input with a stride what is read. That a layer's input is in a cache, or a "
+        "tensor is read again for every tile, is left out. In brackets the same bound of the CUDA kernel that would "
+        "run with FASTCNN_TRITON=0. No rates of a chip with sm_100 are at hand."
+    )
+    return Table("Layers on Triton: predicted, not timed", text, ("layer", "kernel", "MB", "GMAC", *chips), rows)
+
+
+def markdown(result: Result, on_triton: "TritonResult", command: str) -> str:
     head = (
-        f"Made by `{command}` with nvcc {toolchain.version()}; do not edit. [gpu.md](gpu.md) says what this shows and "
-        "what it does not. **Nothing here was timed: every bound is predicted from machine code and published rates.** "
+        f"Made by `{command}` with nvcc {toolchain.version()} and Triton {toolchain.TRITON}; do not edit. "
+        "[gpu.md](gpu.md) says what this shows and what it does not. **Nothing here was timed: every "
+        "bound is predicted from machine code and published rates.** "
         "What `python bench/gpu_static.py --check` compares with stands in `bench/static/baseline.json`."
     )
-    title = "# The CUDA kernels, examined without a GPU"
-    made = [table.markdown() for table in [*tables(result), chips()]]
+    title = "# The CUDA and Triton kernels, examined without a GPU"
+    made = [*(table.markdown() for table in tables(result, on_triton)), fusion.table(), chips().markdown()]
     return "\n".join([title, "", textwrap.fill(head, 120), "", *made])

@@ -5,7 +5,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 
-_INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,6}\*/\s+(?P<guard>@!?U?PT?\d*\s+)?(?P<name>[A-Z][A-Z0-9_.]*)(?P<rest>[^;]*);")
+_INSTRUCTION = re.compile(
+    r"/\*[0-9a-f]{4,6}\*/\s+(?P<guard>@!?U?PT?\d*\s+)?(?P<name>[A-Z][A-Za-z0-9_.]*)(?P<rest>[^;]*);"
+)
 _LABEL = re.compile(r"^(\.L_x?_?\d+):")
 _TARGET = re.compile(r"`\((\.L_x?_?\d+)\)")
 # Columns of the instruction mix, and what else is looked for by name.

@@ -1,6 +1,7 @@
 """Compiles .cu files to machine code and disassembles it: nvcc, and the nvdisasm of the CUDA toolkit or of Triton."""
 
 import hashlib
+import importlib.metadata
 import importlib.util
 import re
 import shutil
@@ -21,6 +22,7 @@ def find(tool: str) -> str | None:
     return next((found for place in places if (found := shutil.which(tool, path=place))), None)
 
 
+TRITON = importlib.metadata.version("triton") if importlib.util.find_spec("triton") else None  # its version
 MISSING = next((f"no {tool}" for tool in ("nvcc", "nvdisasm", "c++filt") if find(tool) is None), None)
 
 

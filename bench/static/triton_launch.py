@@ -90,7 +90,9 @@ class Launch:
             if kind != "constexpr" and not any(each[0] == "tt.divisibility" for each in s.attrs.get((i,), ()))
         ]
         parts += [f"{value} {option[4:]}" for option, value in sorted(self.options.items(), reverse=True)]
-        return f"{self.kernel.__name__}<{', '.join([first, *parts])}>" + (f" not 16 | {' '.join(loose)}" if loose else "")
+        return f"{self.kernel.__name__}<{', '.join([first, *parts])}>" + (
+            f" not 16 | {' '.join(loose)}" if loose else ""
+        )
 
 
 def target_of(arch: int) -> GPUTarget:

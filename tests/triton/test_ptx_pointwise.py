@@ -8,8 +8,9 @@ import torch
 if importlib.util.find_spec("triton") is None:
     pytest.skip("no Triton", allow_module_level=True)
 
-from fastcnn.kernels import pointwise
+from fastcnn.kernels import pointwise_forward as pointwise
 from fastcnn.kernels.tiles import PointwiseTile
+
 from tests.triton.from_ptx import from_ptx
 
 pytestmark = pytest.mark.cpu
