@@ -60,8 +60,9 @@ def grouped_tile(
     """pixels: of the whole batch that `outputs` channels of each group are computed for; inputs: channels summed.
 
     block_k, block_n: the pack's channels up to 64, at least tl.dot's 16; wider groups take several steps and tiles.
-    block_m: 128, a warp's 32 rows reading each weight twice; halved down to 32 while fewer than two programs for each
-    processor would run, since latency then costs more than weights read again.
+    block_m: 128, a warp's 32 rows reading each weight twice; in float32 64, since 128 spill registers on sm_80; halved
+    down to 32 while fewer than two programs for each processor would run, since latency then costs more than weights
+    read again.
     num_stages: a step of a narrow pack moves 128 x 16 values, 4 KiB: four in flight cover a latency that two do not,
     in less than 20 KiB of shared memory. A wide one moves 24 KiB: three.
     """
@@ -71,7 +72,7 @@ def grouped_tile(
         block_k = min(32, block_k)
     block_n = min(64, max(16, next_power_of_2(pack * outputs)))
     columns = math.ceil(groups / pack) * math.ceil(pack * outputs / block_n)
-    block_m = 128
+    block_m = 64 if dtype == torch.float32 else 128
     while block_m > 32 and math.ceil(pixels / block_m) * columns < 2 * processors:
         block_m //= 2
     return GroupedTile(pack, block_m, block_n, block_k, num_warps=4, num_stages=4 if block_k <= 16 else 3)
