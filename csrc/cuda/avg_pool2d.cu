@@ -35,18 +35,23 @@ struct Share {
   int row, row_step, column, column_step;
 };
 
+// Adds to sum V values from x on, of position (h, w).
+template <class T, int V, bool kBackward>
+__device__ __forceinline__ void add(const Params& p, int h, int w, const T* x, Acc<T> (&sum)[V]) {
+  using A = Acc<T>;
+  const Vec<T, V> in = load(reinterpret_cast<const Vec<T, V>*>(x));
+  const A scale = kBackward ? 1 / divisor_of<A>(p, h, w) : A(1);
+#pragma unroll
+  for (int v = 0; v < V; ++v) sum[v] += kBackward ? to_acc(in.v[v]) * scale : to_acc(in.v[v]);
+}
+
 // Adds to sum what the thread's share of x[rows][columns] comes to, V values at at(row, column).
 template <class T, int V, bool kBackward, class At>
 __device__ __forceinline__ void add_window(const Params& p, Span rows, Span columns, const Share& share, const At& at,
                                            Acc<T> (&sum)[V]) {
-  using A = Acc<T>;
   for (int h = rows.begin + share.row; h < rows.end; h += share.row_step)
-    for (int w = columns.begin + share.column; w < columns.end; w += share.column_step) {
-      const Vec<T, V> in = load(reinterpret_cast<const Vec<T, V>*>(static_cast<const T*>(p.x) + at(h, w)));
-      const A scale = kBackward ? 1 / divisor_of<A>(p, h, w) : A(1);
-#pragma unroll
-      for (int v = 0; v < V; ++v) sum[v] += kBackward ? to_acc(in.v[v]) * scale : to_acc(in.v[v]);
-    }
+    for (int w = columns.begin + share.column; w < columns.end; w += share.column_step)
+      add<T, V, kBackward>(p, h, w, static_cast<const T*>(p.x) + at(h, w), sum);
 }
 
 template <class T, int V, bool kBackward>
@@ -76,7 +81,10 @@ __global__ void __launch_bounds__(kPoolThreads, 4) avg_pool2d_kernel(Params p, M
     window_of<kBackward>(p.columns, column, columns.begin, columns.end);
     A sum[V] = {};
     if constexpr (K == 0) {
-      add_window<T, V, kBackward>(p, rows, columns, {0, 1, 0, 1}, at, sum);
+      for (int h = rows.begin; h < rows.end; ++h) {
+        const T* from = x + at(h, columns.begin);  // moves on: a place for each column would cost too many registers
+        for (int w = columns.begin; w < columns.end; ++w, from += t.channels) add<T, V, kBackward>(p, h, w, from, sum);
+      }
     } else {
 #pragma unroll
       for (int i = 0; i < K; ++i)

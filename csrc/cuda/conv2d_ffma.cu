@@ -79,18 +79,19 @@ __global__ void __launch_bounds__(FfmaTile<kM, kN>::kThreads, FfmaTile<kM, kN>::
   const ThreadPlace at = S::place(thread);
   run_stages<S>(stages, p.steps, fetch, sum, at);
 
-  float bias[8];
+  // In place: a copy of the sums beside them would not fit the registers.
 #pragma unroll
   for (int k = 0; k < 8; ++k) {
     const int to = n0 + at.column(k);
-    bias[k] = to < outputs ? bias_of<float>(c, int64_t(group) * outputs + to) : 0;
+    const float bias = to < outputs ? bias_of<float>(c, int64_t(group) * outputs + to) : 0;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) sum[i][k] += bias;
   }
   if (c.moments)
     tile_moments<kN, kM / 32, 0b10001, 8, 8>(
         c, MomentTile(c, p.pixels, m0, n0, group, kM), reinterpret_cast<float*>(stages), thread / kWarp / (kN / 64),
-        [&](int i) { return at.row(i); }, [&](int k) { return at.column(k); },
-        [&](int i, int k) { return sum[i][k] + bias[k]; });
-  const auto finished = [&](int i, int k, float residual) { return activated(sum[i][k] + bias[k] + residual, c.relu); };
+        [&](int i) { return at.row(i); }, [&](int k) { return at.column(k); }, [&](int i, int k) { return sum[i][k]; });
+  const auto finished = [&](int i, int k, float residual) { return activated(sum[i][k] + residual, c.relu); };
   const float* residual = static_cast<const float*>(c.residual);
   float* y = static_cast<float*>(c.y);
   // Four pixels, or one, whose channels lie side by side or do not.

@@ -14,7 +14,8 @@ struct Params {
   Conv2d conv;
   PlaneTile tile;
   int steps, units;
-  int tile_groups, shares, row_pieces;  // shares: warps of a group; row_pieces: eights of columns
+  // shares: warps of a group, times tile_groups all of the block's (powers of two); row_pieces: eights of columns
+  int tile_groups, shares, row_pieces;
   Divisor by_chunks, by_width, by_sw, by_groups, by_row_pieces, by_steps, by_columns, by_kw;
   Divisor by_chunk_tiles, by_column_tiles, by_row_tiles;
 };
@@ -69,7 +70,7 @@ __global__ void __launch_bounds__(kPlaneThreads, 3) conv2d_grouped_mma_kernel(Pa
   const int share = int(p.by_groups.divide(warp, group)), pieces = t.rows / 2 * p.row_pieces;
   const Chunk* from[kPieces];
   float sum[kPieces][kOut][4] = {};
-  const auto exists = [&](int m) { return share + m * p.shares < pieces && share < p.shares; };
+  const auto exists = [&](int m) { return share + m * p.shares < pieces; };
 #pragma unroll
   for (int m = 0; m < kPieces; ++m) {
     uint32_t eight;

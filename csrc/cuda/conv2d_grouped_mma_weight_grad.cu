@@ -13,7 +13,7 @@ struct Params {
   Conv2dWeightGrad conv;
   PlaneTile tile;
   int units, grad_plane;
-  int shares, row_pieces;      // warps of a group; eights of columns
+  int shares, row_pieces;      // warps of a group, times its groups all of the block's; eights of columns
   int tiles, tiles_per_split;  // of all images, for one range of channels
   Divisor by_chunks, by_width, by_columns, by_sw, by_kw, by_groups, by_row_pieces;
   Divisor by_chunk_tiles, by_step_tiles, by_column_tiles, by_row_tiles;
@@ -75,7 +75,6 @@ __global__ void __launch_bounds__(kPlaneThreads, 2) conv2d_grouped_mma_weight_gr
     sync_block();
 
     const bool ragged = row0 + t.rows > c.gm.h || column0 + t.columns > c.gm.w;
-    if (share >= p.shares) continue;
     for (int piece = share; piece < pieces; piece += p.shares) {
       uint32_t eight;
       const int row = int(p.by_row_pieces.divide(piece, eight)) * 2, column = int(eight) * 8;
@@ -121,7 +120,7 @@ __global__ void __launch_bounds__(kPlaneThreads, 2) conv2d_grouped_mma_weight_gr
   const int64_t weights = int64_t{p.units} * kChunk;  // of an output
   float* const out = static_cast<float*>(c.partial) + (int64_t(split) * p.shares + share) * channels * weights;
   const int first_output = chunk0 * kChunk + int(group) * kGroup;
-  if (share >= p.shares || first_output >= channels) return;
+  if (first_output >= channels) return;
 #pragma unroll
   for (int s = 0; s < kSteps<kGroup>; ++s)
 #pragma unroll

@@ -99,10 +99,12 @@ struct PlaneCopies {
     channel = threadIdx.x / S::kM;
     window = p.window<T>(at.m0 + pixel);
     window.x += (at.group * p.conv.g.group_in + channel) * p.conv.xm.sc;
+    keep(window.x), keep(channel);
 #pragma unroll
     for (int u = 0; u < kPlaces; ++u) {
       const int row = channel + u * kNext;
       places[u] = row * S::kM + outer_chunk<T>(row, pixel / 4) * 4 + pixel % 4;
+      keep(places[u]);
     }
   }
   __device__ __forceinline__ void start(T* a, const MmaParams& p, int step, int& first, int& rows) const {
@@ -163,6 +165,7 @@ struct WeightCopies<S, 4> {
   static constexpr int kChunks = S::kN / kChunk<T>, kCount = kDepth<T> * kChunks / S::kThreads;
   static_assert(kDepth<T> * kChunks % S::kThreads == 0);
   const T* w[kCount];
+  int places[kCount];
   bool exists[kCount];
 
   __device__ __forceinline__ static int row(int u) { return (threadIdx.x + u * S::kThreads) / kChunks; }
@@ -174,14 +177,14 @@ struct WeightCopies<S, 4> {
       const int o = at.n0 + chunk(u) * kChunk<T>;
       exists[u] = o < p.filled;
       w[u] = static_cast<const T*>(c.w) + at.group * c.ws.g + row(u) * c.ws.c + (exists[u] ? o : 0);
+      places[u] = row(u) * S::kN + outer_chunk<T>(row(u), chunk(u)) * kChunk<T>;
+      keep(w[u]), keep(places[u]);
     }
   }
   __device__ __forceinline__ void start(T* b, const MmaParams& p, int first, int rows) const {
     const int64_t from = first * p.conv.ws.c;
 #pragma unroll
-    for (int u = 0; u < kCount; ++u)
-      cp_async<16>(b + row(u) * S::kN + outer_chunk<T>(row(u), chunk(u)) * kChunk<T>, w[u] + from,
-                   row(u) < rows && exists[u] ? 16 : 0);
+    for (int u = 0; u < kCount; ++u) cp_async<16>(b + places[u], w[u] + from, row(u) < rows && exists[u] ? 16 : 0);
   }
   __device__ __forceinline__ static void load(RightFragments<S::kWarpN>& to, const T* b, int first, int k, int lane) {
     load_right_outer<T, S::kWarpN, S::kN, true>(to, b, first, k, lane);

@@ -79,12 +79,13 @@ __device__ __forceinline__ void mma_moments(const Conv2d& c, const MomentTile& t
   const int lane = threadIdx.x % kWarp;
   const auto row = [&](int i) { return warp_m * kWarpM + i * 8 + lane / 4; };
   const auto column = [&](int k) { return warp_n * kWarpN + k / 2 * 8 + lane % 4 * 2 + k % 2; };
-  float bias[kColumns];
-#pragma unroll
-  for (int k = 0; k < kColumns; ++k)
-    bias[k] = column(k) < tile.outputs ? float(bias_of<T>(c, tile.channel + column(k))) : 0;
+  // In shared memory, from which both passes read it: else nvcc keeps all values beside the sums, which spills.
+  float* bias = static_cast<float*>(memory) + 2 * (kM / kWarpM) * kN;
+  sync_block();
+  for (int at = threadIdx.x; at < kN; at += blockDim.x)
+    store_shared(bias + at, at < tile.outputs ? float(bias_of<T>(c, tile.channel + at)) : 0.f);
   const auto value = [&](int i, int k) {
-    return to_float(from_float<T>(sums.v[i / 2][k / 2][i % 2 * 2 + k % 2] + bias[k]));
+    return to_float(from_float<T>(sums.v[i / 2][k / 2][i % 2 * 2 + k % 2] + load_shared(bias + column(k))));
   };
   tile_moments<kN, kM / kWarpM, kRowLanes, kRows, kColumns>(c, tile, static_cast<float*>(memory), warp_m, row, column,
                                                             value);

@@ -216,6 +216,13 @@ __device__ __forceinline__ double rsqrt(double x) { return ::rsqrt(x); }
 __device__ __forceinline__ double exp2(double x) { return ::exp2(x); }
 __device__ __forceinline__ double log2(double x) { return ::log2(x); }
 
+// Keeps x in a register: nvcc may else compute it anew wherever it is used, inside of a loop, too.
+__device__ __forceinline__ void keep(int& x) { asm volatile("" : "+r"(x)); }
+template <class T>
+__device__ __forceinline__ void keep(const T*& p) {
+  asm volatile("" : "+l"(p));
+}
+
 // ldmatrix: 8x8 matrices of 16-bit elements from shared memory. Row r of matrix j is the 16 bytes at the address that
 // lane 8j+r gives; the other lanes' addresses are unused. Lane l gets in r[j] row l/4, columns 2(l%4) and 2(l%4)+1 of
 // matrix j; transposed, rows 2(l%4) and 2(l%4)+1 of column l/4.

@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kSparseThreads) sparse_conv2d_kernel(Params p,
 // A thread an input. table: where each input's links begin, and one behind the last; then the links, then their
 // outputs.
 template <class T>
-__global__ void __launch_bounds__(kSparseThreads)
+__global__ void __launch_bounds__(kSparseThreads, 4)
     sparse_conv2d_backward_input_kernel(Params p, MapTile t, int channels) {
   using A = Acc<T>;
   const MapBlock<1> block(t);
@@ -79,11 +79,12 @@ __global__ void __launch_bounds__(kSparseThreads)
     const int end = load(p.table + c + 1);
     for (int k = load(p.table + c); k < end; ++k) {
       const int link = load(p.table + channels + 1 + k), o = load(p.table + channels + 1 + p.links + k);
-      for (int row = top; row < bottom; ++row)
-        for (int column = left; column < right; ++column) {
-          const int i = h + p.ph - row * p.sh, j = v + p.pw - column * p.sw;
-          sum += to_acc(load(w + (int64_t(link) * p.kh + i) * p.kw + j)) * to_acc(load(g + p.yv.at(n, o, row, column)));
-        }
+      for (int row = top; row < bottom; ++row) {
+        const int i = h + p.ph - row * p.sh, j = v + p.pw - left * p.sw;
+        const T *weight = w + (int64_t(link) * p.kh + i) * p.kw + j, *from = g + p.yv.at(n, o, row, left);
+        for (int column = left; column < right; ++column, weight -= p.sw, from += p.yv.w)
+          sum += to_acc(load(weight)) * to_acc(load(from));
+      }
     }
     store(static_cast<T*>(p.out) + p.xv.at(n, c, h, v), from_acc<T>(sum));
   }

@@ -75,12 +75,14 @@ __global__ void __launch_bounds__(kSubsampleThreads, 4) subsample2d_backward_inp
     covering(h, p.oh, p.kh, p.by_sh, 0, top, bottom);
     covering(w, p.ow, p.kw, p.by_sw, 0, left, right);
     A sum[V] = {};
-    for (int row = top; row < bottom; ++row)
-      for (int column = left; column < right; ++column) {
-        const Vec<T, V> g = load_vector<T, V>(p.g, block.offset(p.oh, p.ow, row, column, c));
+    for (int row = top; row < bottom; ++row) {
+      int64_t from = block.offset(p.oh, p.ow, row, left, c);
+      for (int column = left; column < right; ++column, from += t.channels) {
+        const Vec<T, V> g = load_vector<T, V>(p.g, from);
 #pragma unroll
         for (int v = 0; v < V; ++v) sum[v] += to_acc(g.v[v]);
       }
+    }
     const Vec<T, V> weight = load_vector<T, V>(p.w, channel_of(p, block, c));
     Vec<T, V> dx;
 #pragma unroll

@@ -159,6 +159,10 @@ inline float to_tf32(float x) {
   return bit_cast<float>(x != x ? 0x7fffffff : (bit_cast<uint32_t>(x) + 0x1000) & ~0x1fffu);
 }
 
+inline void keep(int&) {}
+template <class T>
+inline void keep(const T*&) {}
+
 inline float rsqrt(float x) { return float(1 / std::sqrt(double(x))); }
 inline float exp2(float x) { return std::exp2(x); }
 inline float log2(float x) { return std::log2(x); }
