@@ -1,4 +1,5 @@
 #include "cuda/divisor.h"
+#include "cuda/lane_order.cuh"
 #include "cuda/local_response_norm.cuh"
 #include "cuda/local_response_norm_math.cuh"
 #include "cuda/tiles.h"
@@ -131,30 +132,51 @@ struct Place {
   }
 };
 
+// The sum of f(x) over channels c - before to c + after, as far as they exist; e is c's element of the tile. All lanes
+// take the same steps, so that they meet the banks in the same order.
+template <class A, class F>
+__device__ A sum_around(const Tile& t, const A* x, int e, int c, int before, int after, int channels, const F& f) {
+  A sum = 0;
+  for (int d = -before; d <= after; ++d) sum += f(load_shared_if(c + d >= 0 && c + d < channels, x + e + d * t.pixels));
+  return sum;
+}
+
+// A window's reach to one side: no farther than there are channels.
+__device__ inline int reach(int64_t wanted, int64_t channels) { return int(wanted < channels ? wanted : channels - 1); }
+
 // k + alpha * sum of the squares around channel c, whose element of the tile is e.
 template <class A>
 __device__ A scale(const Params& p, const Tile& t, const A* x, int e, int c) {
-  const int from = c < p.before ? 0 : c - int(p.before),
-            to = c + p.after < p.channels ? c + int(p.after) : int(p.channels) - 1;
-  A sum = 0;
-  for (int j = from; j <= to; ++j) {
-    const A v = load_shared(x + e + (j - c) * t.pixels);
-    sum += v * v;
-  }
-  return A(p.k) + A(p.alpha) * sum;
+  const int before = reach(p.before, p.channels), after = reach(p.after, p.channels);
+  return A(p.k) + A(p.alpha) * sum_around(t, x, e, c, before, after, int(p.channels), [](A v) { return v * v; });
 }
 
 // Fills x with the block's part of p.x.
 template <class T, int V>
 __device__ void fetch(const Place& place, Acc<T>* x) {
+  const LaneOrder<Acc<T>, V> order;
   for (int e = threadIdx.x * V; e < place.tile.size; e += kNormThreads * V) {
     int c;
     int64_t offset;
     if (!place.at(e, c, offset)) continue;
     const Vec<T, V> in = load(reinterpret_cast<const Vec<T, V>*>(static_cast<const T*>(place.p.x) + offset));
+    Acc<T> values[V];
 #pragma unroll
-    for (int v = 0; v < V; ++v) store_shared(x + e + v, rectified(to_acc(in.v[v]), place.p.relu));
+    for (int v = 0; v < V; ++v) values[v] = rectified(to_acc(in.v[v]), place.p.relu);
+    order.to_steps(values);
+#pragma unroll
+    for (int v = 0; v < V; ++v) store_shared(x + e + order.at(v), values[v]);
   }
+}
+
+// The vector `values`, of an element a step, to p.out.
+template <class T, int V>
+__device__ void put(const Params& p, int64_t offset, const LaneOrder<Acc<T>, V>& order, Acc<T> (&values)[V]) {
+  order.to_elements(values);
+  Vec<T, V> out;
+#pragma unroll
+  for (int v = 0; v < V; ++v) out.v[v] = from_acc<T>(values[v]);
+  store(reinterpret_cast<Vec<T, V>*>(static_cast<T*>(p.out) + offset), out);
 }
 
 template <class T, int V, class Power>
@@ -164,17 +186,20 @@ __global__ void __launch_bounds__(kNormThreads, 2) normalize_tile(Params p, Tile
   const Place place(p, t);
   fetch<T, V>(place, x);
   sync_block();
+  const LaneOrder<A, V> order;
   // The vector runs along the channels of NHWC, along the pixels of NCHW.
   const int step = t.pixels == 1;
   for (int e = threadIdx.x * V; e < t.size; e += kNormThreads * V) {
     int c;
     int64_t offset;
     if (!place.at(e, c, offset)) continue;
-    Vec<T, V> out;
+    A y[V];
 #pragma unroll
-    for (int v = 0; v < V; ++v)
-      out.v[v] = from_acc<T>(power.over(load_shared(x + e + v), scale(p, t, x, e + v, c + v * step)));
-    store(reinterpret_cast<Vec<T, V>*>(static_cast<T*>(p.out) + offset), out);
+    for (int v = 0; v < V; ++v) {
+      const int u = order.at(v);
+      y[v] = power.over(load_shared(x + e + u), scale(p, t, x, e + u, c + u * step));
+    }
+    put<T, V>(p, offset, order, y);
   }
 }
 
@@ -187,39 +212,43 @@ __global__ void __launch_bounds__(kNormThreads, 2) normalize_tile_backward(Param
   const Place place(p, t);
   fetch<T, V>(place, x);
   sync_block();
+  const LaneOrder<A, V> order;
   const int step = t.pixels == 1;
   for (int e = threadIdx.x * V; e < t.size; e += kNormThreads * V) {
     int c;
     int64_t offset;
     if (!place.at(e, c, offset)) continue;
-    const Vec<T, V> g = load(reinterpret_cast<const Vec<T, V>*>(static_cast<const T*>(p.g) + offset));
+    const Vec<T, V> in = load(reinterpret_cast<const Vec<T, V>*>(static_cast<const T*>(p.g) + offset));
+    A g[V];
+#pragma unroll
+    for (int v = 0; v < V; ++v) g[v] = to_acc(in.v[v]);
+    order.to_steps(g);
 #pragma unroll
     for (int v = 0; v < V; ++v) {
-      const A s = scale(p, t, x, e + v, c + v * step);
-      const Terms<A> term = terms(to_acc(g.v[v]), load_shared(x + e + v), s, power);
-      store_shared(own + e + v, term.own);
-      store_shared(shared + e + v, term.shared);
+      const int u = order.at(v);
+      const A s = scale(p, t, x, e + u, c + u * step);
+      const Terms<A> term = terms(g[v], load_shared(x + e + u), s, power);
+      store_shared(own + e + u, term.own);
+      store_shared(shared + e + u, term.shared);
     }
   }
   sync_block();
   const A factor = A(2 * p.alpha * p.beta);
+  // mirrored: the channels whose windows hold this one
+  const int before = reach(p.after, p.channels), after = reach(p.before, p.channels);
   for (int e = threadIdx.x * V; e < t.size; e += kNormThreads * V) {
     int c;
     int64_t offset;
     if (!place.at(e, c, offset)) continue;
-    Vec<T, V> out;
+    A dx[V];
 #pragma unroll
     for (int v = 0; v < V; ++v) {
-      const int channel = c + v * step;
-      // mirrored: the channels whose windows hold this one
-      const int from = channel < p.after ? 0 : channel - int(p.after);
-      const int to = channel + p.before < p.channels ? channel + int(p.before) : int(p.channels) - 1;
-      A sum = 0;
-      for (int j = from; j <= to; ++j) sum += load_shared(shared + e + v + (j - channel) * t.pixels);
-      const A xc = load_shared(x + e + v);
-      out.v[v] = from_acc<T>(p.relu && xc == 0 ? A(0) : load_shared(own + e + v) - factor * xc * sum);
+      const int u = order.at(v);
+      const A sum = sum_around(t, shared, e + u, c + u * step, before, after, int(p.channels), [](A a) { return a; });
+      const A xc = load_shared(x + e + u);
+      dx[v] = p.relu && xc == 0 ? A(0) : load_shared(own + e + u) - factor * xc * sum;
     }
-    store(reinterpret_cast<Vec<T, V>*>(static_cast<T*>(p.out) + offset), out);
+    put<T, V>(p, offset, order, dx);
   }
 }
 

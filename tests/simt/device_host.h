@@ -70,6 +70,12 @@ SIMT_INLINE T load_shared(const T* p, Site site = here()) {
   return read_memory(p);
 }
 template <class T>
+SIMT_INLINE T load_shared_if(bool valid, const T* p, Site site = here()) {
+  if (valid) return load_shared(p, site);
+  machine.count(simt::kSharedLoad, p, 0, site);
+  return T{};
+}
+template <class T>
 SIMT_INLINE void store_shared(T* p, T value, Site site = here()) {
   machine.aligned(p, sizeof(T), "shared store", site);
   machine.shared_access(p, sizeof(T), "shared store", site);

@@ -169,3 +169,15 @@ def test_traffic(simt, op, layout):
         assert c.global_load.units <= 1.1 * c.global_load.ideal
         slots = op.startswith("batch_norm_relu_backward")  # whose sums lie by channels, for who adds them up
         assert c.global_store.units <= (1.25 if slots else 1.1) * c.global_store.ideal
+
+
+@pytest.mark.parametrize("op", ["local_response_norm", "local_response_norm_backward"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=["f32", "f64", "bf16"])
+@pytest.mark.parametrize("size", SIZES)
+def test_normalized_vectors_meet_no_bank_conflict(simt, size, dtype, op):
+    call, _ = pooling_calls(simt, SIZES[size], dtype, torch.channels_last)[op]
+    with counted() as counters:
+        call()
+        c = counters()
+    assert c.shared_load.units == c.shared_load.ideal > 0
+    assert c.shared_store.units == c.shared_store.ideal > 0
