@@ -100,6 +100,11 @@ __device__ __forceinline__ void store(T* p, T value) {
   __builtin_assume(__isGlobal(p));
   *reinterpret_cast<Bits<T>*>(p) = bit_cast<Bits<T> >(value);
 }
+// No access where !valid.
+template <class T>
+__device__ __forceinline__ void store_if(bool valid, T* p, T value) {
+  if (valid) store(p, value);
+}
 
 // Shared memory.
 template <class T>

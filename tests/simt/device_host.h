@@ -61,6 +61,11 @@ SIMT_INLINE void store(T* p, T value, Site site = here()) {
   machine.global_access(p, sizeof(T), simt::kGlobalStore, false, site);
   write_memory(p, value);
 }
+template <class T>
+SIMT_INLINE void store_if(bool valid, T* p, T value, Site site = here()) {
+  if (valid) return store(p, value, site);
+  machine.global_access(p, 0, simt::kGlobalStore, false, site);
+}
 
 template <class T>
 SIMT_INLINE T load_shared(const T* p, Site site = here()) {

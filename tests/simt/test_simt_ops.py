@@ -213,3 +213,16 @@ def test_normalized_vectors_meet_no_bank_conflict(simt, size, dtype, op):
         c = counters()
     assert c.shared_load.units == c.shared_load.ideal > 0
     assert c.shared_store.units == c.shared_store.ideal > 0
+
+
+@pytest.mark.parametrize("op", ["local_response_norm", "local_response_norm_backward"])
+@pytest.mark.parametrize("plane", [(55, 55), (27, 27), (13, 13), (11, 6)], ids=str)
+def test_normalized_planes_that_begin_anywhere_take_few_sectors(simt, plane, op):
+    """A warp's 128 pixels forward, or 96 backward, touch one sector more than they fill; so do a plane's last ones."""
+    call, tensors = pooling_calls(simt, (2, 16, *plane), torch.float32, torch.contiguous_format)[op]
+    with counted() as counters:
+        call()
+        c = counters()
+    least = sum(t.numel() * t.element_size() for t in tensors)
+    assert 32 * (c.global_load.units + c.global_store.units) <= 1.1 * least
+    assert sectors(c.global_load, c.global_store) <= 1.1
