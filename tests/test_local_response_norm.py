@@ -77,6 +77,21 @@ def test_equals_reference(shape, dtype, layout):
     check_both_ways(shape, layout, dtype, ARGS)
 
 
+@pytest.mark.parametrize("shape", [(2, 9, 13, 13), (1, 7, 5, 7)])
+@pytest.mark.parametrize("offset", [1, 3])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_memory_that_begins_anywhere(dtype, offset, shape):
+    """x and g each begin elsewhere in a sector, and every plane does."""
+    count = torch.Size(shape).numel()
+    memory = [torch.randn(offset * i + count, dtype=torch.float64).to(dtype) for i in (1, 2)]
+    x, g = (t[-count:].view(shape) for t in memory)
+    exact = x.double().requires_grad_()
+    want = lrn.reference(exact, *ARGS)
+    assert_within(lrn.ops.raw(x, *ARGS), want.detach(), forward_bound(want.detach(), dtype, 5, 0.75))
+    (want_dx,) = torch.autograd.grad(want, exact, g.double())
+    assert_within(lrn.ops.backward(g, x, *ARGS), want_dx, backward_bound(x, g, dtype, *ARGS))
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 7, 9, 40])
 @pytest.mark.parametrize("beta", [0.75, 0.5, 1.0, 0.3, 2.0])

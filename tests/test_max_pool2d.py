@@ -26,6 +26,9 @@ GEOMETRIES = [
     ((1, 4, 20, 18), (17, 16), (1, 1), (0, 0), (1, 1), False),  # 272 positions: int32
     ((1, 20, 11, 11), (5, 5), (1, 1), (2, 2), (1, 1), False),  # 25 windows cover a place
     ((1, 70, 6, 9), (4, 4), (5, 7), (2, 2), (1, 1), False),
+    ((2, 40, 9, 10), (3, 3), (2, 2), (1, 1), (1, 1), False),  # CUDA's pieces of planes end anywhere in a row
+    ((2, 17, 11, 29), (3, 3), (3, 3), (0, 0), (1, 1), False),  # two rows and columns in no window
+    ((1, 2, 9, 2100), (3, 3), (2, 2), (0, 0), (1, 1), False),  # rows too long for a block's shared memory
 ]
 
 
@@ -99,6 +102,20 @@ def test_named_layers(case, layout):
     g = torch.randn_like(y)
     got, want = (torch.autograd.grad(t, x, g)[0] for t in (y, theirs))
     equal(got, want)  # float32: both add in raster order of the windows
+
+
+@pytest.mark.parametrize("offset", [1, 3, 8])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_memory_that_begins_anywhere(dtype, offset):
+    """Copies of 16 bytes must begin and end within the tensor."""
+    memory = torch.randn(offset + 3 * 5 * 13 * 17).to(dtype)
+    x = memory[offset:].view(3, 5, 13, 17)
+    y, argmax = pool.ops.raw(x, *ARGS)
+    want, where = pool.reference(x, *ARGS)
+    equal(y.double(), want)
+    assert torch.equal(argmax.long(), where)
+    g = torch.cat([torch.ones(offset, dtype=dtype), y.flatten()])[offset:].view(y.shape)
+    equal(pool.ops.backward(g, argmax, x.shape, *ARGS), pool.ops.backward(g.clone(), argmax, x.shape, *ARGS))
 
 
 def test_half_gradients_are_summed_in_float32():

@@ -100,12 +100,22 @@ __device__ __forceinline__ void store(T* p, T value) {
   __builtin_assume(__isGlobal(p));
   *reinterpret_cast<Bits<T>*>(p) = bit_cast<Bits<T> >(value);
 }
+// No access where !valid.
+template <class T>
+__device__ __forceinline__ void store_if(bool valid, T* p, T value) {
+  if (valid) store(p, value);
+}
 
 // Shared memory.
 template <class T>
 __device__ __forceinline__ T load_shared(const T* p) {
   __builtin_assume(__isShared(p));
   return bit_cast<T>(*reinterpret_cast<const Bits<T>*>(p));
+}
+// Zeros, and no access, where !valid.
+template <class T>
+__device__ __forceinline__ T load_shared_if(bool valid, const T* p) {
+  return valid ? load_shared(p) : T{};
 }
 template <class T>
 __device__ __forceinline__ void store_shared(T* p, T value) {

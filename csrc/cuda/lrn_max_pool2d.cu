@@ -156,10 +156,11 @@ __global__ void __launch_bounds__(kFusedThreads, 4) lrn_max_pool2d_backward_kern
         const A v = load_shared(here + (j - i.channel()) * step);
         sum += v * v;
       }
-      const auto at = [&](int oh, int ow) {
-        return out + (int64_t(oh) * p.ow + ow) * s.out_pixel_step + i.channel() * s.out_channel_step;
+      const auto peak = [&](int oh, int ow) {
+        const int64_t pixel = int64_t(oh) * p.ow + ow;
+        return load_peak<T, Index, 1>(p, out + pixel * s.out_pixel_step + i.channel() * s.out_channel_step);
       };
-      sum_of_windows<T, Index>(p, h, i.pixel(), at, g);
+      sum_of_windows<T, Index>(p, h, i.pixel(), peak, g);
       const Terms<A> t = terms(to_acc(from_acc<T>(g[0])), load_shared(here), A(s.k) + A(s.alpha) * sum, power);
       store_shared(direct + i.e, t.own);
       store_shared(shared + i.e, t.shared);

@@ -1,6 +1,7 @@
 #include "cuda/device.cuh"
 #include "cuda/map_tile.cuh"
 #include "cuda/max_pool2d.cuh"
+#include "cuda/max_pool2d_planes.cuh"
 #include "cuda/max_pool2d_window.cuh"
 
 namespace fastcnn::cuda {
@@ -8,32 +9,21 @@ namespace {
 
 using Geometry = MaxPool2dGeometry;
 
-// One output of V channels a thread. K: the window's height and width where the compiler should know them, so that all
-// its loads are under way at once; else 0.
+// One output of V channels a thread.
 template <class T, class Index, int V, int K>
 __global__ void __launch_bounds__(kPoolThreads, 5) max_pool2d_kernel(Geometry p, MapTile t) {
   const MapBlock<V> block(t);
-  const int kh = K ? K : p.kh, kw = K ? K : p.kw;
   const T* x = static_cast<const T*>(p.x);
   for (int e = threadIdx.x; e < t.size(); e += kPoolThreads) {
     int64_t c;
     int oh, ow;
     if (!block.at(e, c, oh, ow)) continue;
-    const int h0 = oh * p.sh - p.ph, w0 = ow * p.sw - p.pw;
     Maximum<Acc<T>> most[V];
-#pragma unroll(K ? K : 1)
-    for (int i = 0; i < kh; ++i) {
-      const int h = h0 + i * p.dh;
-      if (h < 0 || h >= p.h) continue;
-#pragma unroll(K ? K : 1)
-      for (int j = 0; j < kw; ++j) {
-        const int w = w0 + j * p.dw;
-        if (w < 0 || w >= p.w) continue;
-        const Vec<T, V> in = load(reinterpret_cast<const Vec<T, V>*>(x + block.offset(p.h, p.w, h, w, c)));
+    for_each_position<K>(p, oh, ow, [&](int h, int w, int position) {
+      const Vec<T, V> in = load(reinterpret_cast<const Vec<T, V>*>(x + block.offset(p.h, p.w, h, w, c)));
 #pragma unroll
-        for (int v = 0; v < V; ++v) most[v].take(to_acc(in.v[v]), i * kw + j);
-      }
-    }
+      for (int v = 0; v < V; ++v) most[v].take(to_acc(in.v[v]), position);
+    });
     const int64_t out = block.offset(p.oh, p.ow, oh, ow, c);
     Vec<T, V> y;
     Vec<Index, V> at;
@@ -54,7 +44,8 @@ __global__ void __launch_bounds__(kPoolThreads, 5) max_pool2d_backward_kernel(Ge
     int h, w;
     if (!block.at(e, c, h, w)) continue;
     Acc<T> sum[V];
-    sum_of_windows<T, Index>(p, h, w, [&](int oh, int ow) { return block.offset(p.oh, p.ow, oh, ow, c); }, sum);
+    const auto peak = [&](int oh, int ow) { return load_peak<T, Index, V>(p, block.offset(p.oh, p.ow, oh, ow, c)); };
+    sum_of_windows<T, Index>(p, h, w, peak, sum);
     Vec<T, V> gx;
 #pragma unroll
     for (int v = 0; v < V; ++v) gx.v[v] = from_acc<T>(sum[v]);
@@ -115,6 +106,7 @@ const char* with_types(const MaxPool2dParams& p, const F& f) {
 }  // namespace
 
 const char* max_pool2d(const MaxPool2dParams& p, void* stream) {
+  if (max_pool2d_planes_fit(p, false)) return max_pool2d_planes(p, stream);
   return with_types(p, [&](auto t, auto index, auto vector) {
     using T = decltype(t);
     using Index = decltype(index);
@@ -128,6 +120,7 @@ const char* max_pool2d(const MaxPool2dParams& p, void* stream) {
 }
 
 const char* max_pool2d_backward(const MaxPool2dParams& p, void* stream) {
+  if (max_pool2d_planes_fit(p, true)) return max_pool2d_planes_backward(p, stream);
   return with_types(p, [&](auto t, auto index, auto vector) {
     constexpr int V = decltype(vector)::value;
     const Grid grid(p, p.h, p.w, V, stream);

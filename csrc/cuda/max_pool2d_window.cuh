@@ -39,12 +39,40 @@ struct Maximum {
   __device__ int argmax() const { return where < 0 ? 0 : where; }
 };
 
-// sum[v] = the gradients, in raster order, of the windows that have their maximum at (h, w). at(oh, ow) is the offset
-// of V channels in g and argmax.
-template <class T, class Index, int V, class At>
-__device__ inline void sum_of_windows(const MaxPool2dGeometry& p, int h, int w, const At& at, Acc<T> (&sum)[V]) {
-  const T* g = static_cast<const T*>(p.x);
-  const Index* argmax = static_cast<const Index*>(p.argmax);
+// f(h, w, position) for the window's positions that x has, in raster order. K: the window's height and width where the
+// compiler should know them, so that all its loads are under way at once; else 0.
+template <int K, class F>
+__device__ __forceinline__ void for_each_position(const MaxPool2dGeometry& p, int oh, int ow, const F& f) {
+  const int kh = K ? K : p.kh, kw = K ? K : p.kw, h0 = oh * p.sh - p.ph, w0 = ow * p.sw - p.pw;
+#pragma unroll(K ? K : 1)
+  for (int i = 0; i < kh; ++i) {
+    const int h = h0 + i * p.dh;
+    if (h < 0 || h >= p.h) continue;
+#pragma unroll(K ? K : 1)
+    for (int j = 0; j < kw; ++j) {
+      const int w = w0 + j * p.dw;
+      if (w >= 0 && w < p.w) f(h, w, i * kw + j);
+    }
+  }
+}
+
+// V channels of a window's argmax, and of its gradient.
+template <class T, class Index, int V>
+struct Peak {
+  Vec<Index, V> argmax;
+  Vec<T, V> g;
+};
+
+// That at an offset in p.argmax and p.x.
+template <class T, class Index, int V>
+__device__ inline Peak<T, Index, V> load_peak(const MaxPool2dGeometry& p, int64_t offset) {
+  return {load(reinterpret_cast<const Vec<Index, V>*>(static_cast<const Index*>(p.argmax) + offset)),
+          load(reinterpret_cast<const Vec<T, V>*>(static_cast<const T*>(p.x) + offset))};
+}
+
+// sum[v] = the gradients, in raster order, of the windows that have their maximum at (h, w). peak(oh, ow) reads one.
+template <class T, class Index, int V, class Read>
+__device__ inline void sum_of_windows(const MaxPool2dGeometry& p, int h, int w, const Read& peak, Acc<T> (&sum)[V]) {
   int top, bottom, left, right;
   covering(h, p.oh, (p.kh - 1) * p.dh + 1, p.by_sh, p.ph, top, bottom);
   covering(w, p.ow, (p.kw - 1) * p.dw + 1, p.by_sw, p.pw, left, right);
@@ -56,12 +84,10 @@ __device__ inline void sum_of_windows(const MaxPool2dGeometry& p, int h, int w, 
     for (int ow = left; ow < right; ++ow) {
       const int across = w + p.pw - ow * p.sw;
       if (p.dw > 1 && across % p.dw) continue;
-      const int64_t o = at(oh, ow);
       const int mine = (p.dh > 1 ? down / p.dh : down) * p.kw + (p.dw > 1 ? across / p.dw : across);
-      const Vec<Index, V> peak = load(reinterpret_cast<const Vec<Index, V>*>(argmax + o));
-      const Vec<T, V> in = load(reinterpret_cast<const Vec<T, V>*>(g + o));
+      const Peak<T, Index, V> of = peak(oh, ow);
 #pragma unroll
-      for (int v = 0; v < V; ++v) sum[v] += int(peak.v[v]) == mine ? to_acc(in.v[v]) : Acc<T>(0);
+      for (int v = 0; v < V; ++v) sum[v] += int(of.argmax.v[v]) == mine ? to_acc(of.g.v[v]) : Acc<T>(0);
     }
   }
 }

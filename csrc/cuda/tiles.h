@@ -19,6 +19,9 @@ constexpr int kAffineThreads = 256, kAffineAhead = 4, kGradAhead = 2;
 // whose 19 input rows of 55 pixels take 134 KB: within the first-level cache of an A100 or H100.
 // kPoolStacked: of small NCHW planes a block takes several, two elements a thread.
 constexpr int kPoolThreads = 256, kPoolLanes = 8, kPoolElements = 2048, kPoolStacked = 2 * kPoolThreads;
+// NCHW: what a block reads passes through so many bytes of its shared memory: of ResNet's 112x112 maps (float) 53 rows
+// for 26 of windows. Four blocks fit every chip from sm_80 on. It writes at most kPoolElements, at least kPoolFewest.
+constexpr int64_t kPoolBytes = 24 << 10, kPoolFewest = 256;
 // Positions of a window from which several threads share it: one thread's chain of loads would be as long as the
 // memory's latency allows, and global pooling has too few outputs to hide that.
 constexpr int64_t kPoolLargeWindow = 32;

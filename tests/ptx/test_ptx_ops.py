@@ -54,6 +54,15 @@ def test_local_response_norm(simt, size, beta, dtype, layout):
     check(lambda: simt.local_response_norm_backward(g, x, *args), [x, g])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=["f32", "bf16", "f64"])
+def test_local_response_norm_of_odd_planes(simt, dtype):
+    """Rows that begin anywhere in a sector, of 1 whole warp's pixels and a part."""
+    x, g = tensors((1, 6, 11, 13), dtype, NCHW, 2)
+    args = (5, 0.1, 0.75, 1.5, 1, False)
+    check(lambda: simt._local_response_norm(x, *args), [x])
+    check(lambda: simt.local_response_norm_backward(g, x, *args), [x, g])
+
+
 @pytest.mark.parametrize("layout", [NCHW, NHWC], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=["f32", "bf16", "f64"])
 @pytest.mark.parametrize("kernel", [2, 3, 4, 17])

@@ -61,6 +61,11 @@ SIMT_INLINE void store(T* p, T value, Site site = here()) {
   machine.global_access(p, sizeof(T), simt::kGlobalStore, false, site);
   write_memory(p, value);
 }
+template <class T>
+SIMT_INLINE void store_if(bool valid, T* p, T value, Site site = here()) {
+  if (valid) return store(p, value, site);
+  machine.global_access(p, 0, simt::kGlobalStore, false, site);
+}
 
 template <class T>
 SIMT_INLINE T load_shared(const T* p, Site site = here()) {
@@ -68,6 +73,12 @@ SIMT_INLINE T load_shared(const T* p, Site site = here()) {
   machine.shared_access(p, sizeof(T), "shared load", site);
   machine.count(simt::kSharedLoad, p, sizeof(T), site);
   return read_memory(p);
+}
+template <class T>
+SIMT_INLINE T load_shared_if(bool valid, const T* p, Site site = here()) {
+  if (valid) return load_shared(p, site);
+  machine.count(simt::kSharedLoad, p, 0, site);
+  return T{};
 }
 template <class T>
 SIMT_INLINE void store_shared(T* p, T value, Site site = here()) {

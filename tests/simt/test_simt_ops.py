@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from tests.cases import POOLS
 from tests.simt import library
 from tests.simt.ground import Counters
 
@@ -155,8 +156,8 @@ def test_no_order_changes_a_bit(simt, op, size, dtype, layout):
 @pytest.mark.parametrize("op", [op for op in OPS if "gather" not in op and CALLS[op][1]])
 def test_traffic(simt, op, layout):
     """One read and one write: in distinct sectors, and for normalization in what the threads ask for; requests use
-    whole sectors. (Pooling in NCHW reads every other value: its sectors serve neighbouring taps from the cache. Max
-    unpooling in parts takes what belongs to a part out of its sectors.)"""
+    whole sectors. (Other pooling in NCHW reads every other value: its sectors serve neighbouring taps from the cache.
+    Max unpooling in parts takes what belongs to a part out of its sectors.)"""
     call, tensors = calls(simt, (2, 96, 24, 24), torch.float32, LAYOUTS[layout])[op]
     with counted() as counters:
         call()
@@ -165,7 +166,63 @@ def test_traffic(simt, op, layout):
     assert 0 < c.read_bytes + c.written_bytes <= 1.1 * least
     if op.startswith("local_response_norm"):
         assert c.global_load.bytes + c.global_store.bytes == least
-    if (layout == "nhwc" and not op.startswith("max_unpool2d")) or op.startswith("local_response_norm"):
+    whole = op.startswith("local_response_norm") or op in ("max_pool2d", "max_pool2d_backward")
+    if (layout == "nhwc" and not op.startswith("max_unpool2d")) or whole:
         assert c.global_load.units <= 1.1 * c.global_load.ideal
         slots = op.startswith("batch_norm_relu_backward")  # whose sums lie by channels, for who adds them up
         assert c.global_store.units <= (1.25 if slots else 1.1) * c.global_store.ideal
+
+
+def sectors(*traffic):
+    return sum(t.units for t in traffic) / sum(t.ideal for t in traffic)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+@pytest.mark.parametrize("case", POOLS, ids=lambda case: case.name)
+def test_pooled_planes_are_read_by_whole_sectors(simt, case, dtype):
+    """NCHW, whatever the width of a row. Of one image, blocks are so small that they read some rows twice."""
+    args = [(v, v) if isinstance(v, int) else v for v in (case.kernel_size, case.stride, case.padding, 1)]
+    x = torch.randn(case.input_shape(1)[:1] + (32,) + case.input_shape(1)[2:]).to(dtype)
+    with counted() as counters:
+        y, argmax = simt._max_pool2d(x, *args, case.ceil_mode)
+        forward = counters()
+    with counted() as counters:
+        simt.max_pool2d_backward(y, argmax, x.shape, *args, case.ceil_mode)
+        backward = counters()
+    least = sum(t.numel() * t.element_size() for t in (x, y, argmax))
+    for c in (forward, backward):
+        assert sectors(c.global_load, c.global_store) <= 1.1
+        assert 32 * (c.global_load.units + c.global_store.units) <= 1.5 * least
+        assert c.read_bytes + c.written_bytes <= 1.1 * least
+
+
+def test_counters_see_planes_read_past_shared_memory(simt):
+    """Rows of which shared memory does not hold enough: every lane reads the values of its own window."""
+    with counted() as counters:
+        simt._max_pool2d(torch.randn(1, 2, 9, 2100), *POOL3)
+        assert sectors(counters().global_load) > 2
+
+
+@pytest.mark.parametrize("op", ["local_response_norm", "local_response_norm_backward"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=["f32", "f64", "bf16"])
+@pytest.mark.parametrize("size", SIZES)
+def test_normalized_vectors_meet_no_bank_conflict(simt, size, dtype, op):
+    call, _ = pooling_calls(simt, SIZES[size], dtype, torch.channels_last)[op]
+    with counted() as counters:
+        call()
+        c = counters()
+    assert c.shared_load.units == c.shared_load.ideal > 0
+    assert c.shared_store.units == c.shared_store.ideal > 0
+
+
+@pytest.mark.parametrize("op", ["local_response_norm", "local_response_norm_backward"])
+@pytest.mark.parametrize("plane", [(55, 55), (27, 27), (13, 13), (11, 6)], ids=str)
+def test_normalized_planes_that_begin_anywhere_take_few_sectors(simt, plane, op):
+    """A warp's 128 pixels forward, or 96 backward, touch one sector more than they fill; so do a plane's last ones."""
+    call, tensors = pooling_calls(simt, (2, 16, *plane), torch.float32, torch.contiguous_format)[op]
+    with counted() as counters:
+        call()
+        c = counters()
+    least = sum(t.numel() * t.element_size() for t in tensors)
+    assert 32 * (c.global_load.units + c.global_store.units) <= 1.1 * least
+    assert sectors(c.global_load, c.global_store) <= 1.1
