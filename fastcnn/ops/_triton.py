@@ -54,8 +54,8 @@ def route(x, weight, padding, groups: int, level: int) -> tuple[str, str]:
 
 
 def takes(x, weight, bias, stride, padding, dilation, groups: int, level: int) -> bool:
-    """Whether Triton's kernels compute this convolution."""
-    if x.is_cpu or why_not() or not fits(x, weight, bias, groups) or min(*stride, *dilation) < 1 or min(padding) < 0:
+    """Whether Triton's kernels compute this convolution of CUDA tensors."""
+    if why_not() or not fits(x, weight, bias, groups) or min(*stride, *dilation) < 1 or min(padding) < 0:
         return False
     if any(d * (k - 1) >= n + 2 * p for d, k, n, p in zip(dilation, weight.shape[2:], x.shape[2:], padding)):
         return False

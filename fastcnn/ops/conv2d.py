@@ -228,7 +228,7 @@ def conv2d(
     if residual is not None and x is not input:
         residual = residual.unsqueeze(0)
     relu, level = activation is not None, with_tf32(ACCURACIES.index(level), x)
-    if _triton.takes(x, weight, bias, stride, padding, dilation, groups, level):
+    if not x.is_cpu and _triton.takes(x, weight, bias, stride, padding, dilation, groups, level):
         y = _triton.conv2d(x, weight, None, bias, residual, stride, padding, dilation, groups, relu, level)
     elif torch.is_grad_enabled() or tracing():
         needs_grad = (
