@@ -226,7 +226,7 @@ def _infer(x, weight, bias, residual, norm, geometry, eps, activation):
     stride, padding, dilation, groups = geometry
     (sh, sw), (ph, pw), (dh, dw) = stride, padding, dilation
     flat, level = (sh, sw, ph, pw, dh, dw, groups), with_tf32(config.level, x)
-    if _triton.takes(
+    if not x.is_cpu and _triton.takes(
         x, weight, bias, stride, padding, dilation, groups, level
     ):  # whose epilogue scales: no pass over the weight
         scale, shift = _packed.fold([None if t is None else t.float() for t in (bias, *norm)], eps)
