@@ -11,7 +11,7 @@ from fastcnn.ops._define import Differentiable, fold, loop
 
 from .epilogue import merge_moments
 from .grouped_backward import check_gradient, launch_input, launch_weight
-from .grouped_forward import check, launch, out_shape
+from .grouped_forward import check, check_epilogue, launch, out_shape
 from .register import on_triton, triton_op
 
 
@@ -47,6 +47,7 @@ def run(
 def run_fake(x, weight, scale, shift, residual, stride, padding, dilation, groups, relu, tf32):
     check(x, weight, groups)
     size = out_shape(x, weight, stride, padding, dilation)
+    check_epilogue(x, size, scale, shift, residual)
     return x.new_empty(size).to(memory_format=torch.channels_last)
 
 

@@ -5,6 +5,8 @@ weight is an ordinary matrix product (tiles_grouped.py says how many and why). Z
 mask of the weight's load, so the weight needs no other layout and no pass of its own.
 """
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -218,6 +220,18 @@ def check(x: torch.Tensor, weight: torch.Tensor, groups: int) -> None:
     )
 
 
+def check_epilogue(x: torch.Tensor, size: Sequence[int], scale, shift, residual) -> None:
+    """size: the output's."""
+    for name, t, wanted in (("scale", scale, size[1:2]), ("shift", shift, size[1:2]), ("residual", residual, size)):
+        torch._check(
+            t is None or (tuple(t.shape) == tuple(wanted) and t.device == x.device),
+            lambda name=name, t=t, wanted=wanted: (
+                f"grouped_conv2d: expected {name} of size {list(wanted)} on {x.device}, but got {list(t.shape)} on "
+                f"{t.device}"
+            ),
+        )
+
+
 def flags(x: torch.Tensor, tf32: bool, *largest: torch.Tensor) -> dict:
     """The constants that every kernel here takes; largest: the tensors that it addresses."""
     torch._check(x.dtype in DTYPES, lambda: f"grouped_conv2d: expected float16, bfloat16 or float32, but got {x.dtype}")
@@ -255,6 +269,8 @@ def launch(
     """The output, and with moments (tiles, 2, O) and (tiles,) of each block of pixels; tile: None takes the rule's."""
     check(x, weight, groups)
     n, outputs, oh, ow = out_shape(x, weight, stride, padding, dilation)
+    check_epilogue(x, (n, outputs, oh, ow), scale, shift, residual)
+    scale, shift = (None if v is None else v.contiguous() for v in (scale, shift))
     x, pixels = rows_of_channels(x), n * oh * ow
     residual = None if residual is None else residual.contiguous(memory_format=torch.channels_last)
     y = torch.empty((n, outputs, oh, ow), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)

@@ -1,5 +1,7 @@
 """How the kernels become ops: through torch.library.triton_op, so that torch.compile sees the launches within."""
 
+import functools
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -18,8 +20,36 @@ def triton_op(name: str, run: Callable, fake: Callable, mutates_args: tuple[str,
     fake: the same arguments; empty tensors of the outputs' sizes and strides.
     """
     register = torch.library.custom_op if INTERPRETED else torch.library.triton_op
-    register(f"fastcnn::{name}", run, mutates_args=mutates_args).register_fake(fake)
+    register(f"fastcnn::{name}", on_its_device(run), mutates_args=mutates_args).register_fake(fake)
     return getattr(torch.ops.fastcnn, name).default
+
+
+def on_its_device(run: Callable) -> Callable:
+    """Triton launches on torch's current device, which need not be that of the tensors."""
+
+    @functools.wraps(run)
+    def guarded(*args):
+        x = args[0][0] if isinstance(args[0], (list, tuple)) else args[0]
+        if x.is_cuda and type(x) in (torch.Tensor, torch.nn.Parameter):  # others are traced
+            with torch.cuda.device(x.device):
+                return run(*args)
+        return run(*args)
+
+    return guarded
+
+
+@functools.cache
+def unusable() -> str:
+    """Why Triton cannot launch here, said once; '' where it can. It needs a C compiler at run time."""
+    if INTERPRETED or not torch.cuda.is_available():
+        return ""
+    try:
+        triton.runtime.driver.active.get_current_target()
+    except Exception as error:  # whatever the compiler, the loader or the driver has to say
+        said = f"Triton cannot launch: {error}".partition("\n")[0]
+        warnings.warn(f"{said}; fastcnn's CUDA kernels compute instead", RuntimeWarning, stacklevel=2)
+        return said
+    return ""
 
 
 def on_triton(x: torch.Tensor) -> bool:

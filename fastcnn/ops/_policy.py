@@ -9,6 +9,7 @@ import contextlib
 import datetime
 import functools
 import hashlib
+import importlib.metadata
 import importlib.util
 import inspect
 import json
@@ -195,7 +196,7 @@ def _measure(face: Callable, device: torch.device, args: tuple, kwargs: dict) ->
             call = _call(face, name, args, kwargs)
             try:
                 call()
-            except (RuntimeError, ValueError, TypeError) as error:
+            except Exception as error:  # Triton's errors have no narrower base
                 if _out_of_memory(error):
                     raise
                 failed[name] = str(error).partition("\n")[0]
@@ -264,7 +265,8 @@ def _machine(device: torch.device) -> tuple:
         return torch.get_num_threads(), backends.mkldnn.enabled
     cudnn = backends.cudnn
     precisions = cudnn.conv.fp32_precision, backends.cuda.matmul.fp32_precision
-    return _gpu_name(device), cudnn.enabled, cudnn.benchmark, cudnn.deterministic, precisions
+    how = cudnn.enabled, cudnn.benchmark, cudnn.deterministic, config.triton
+    return _gpu_name(device), *how, precisions
 
 
 @functools.cache
@@ -288,7 +290,8 @@ def _versions() -> tuple:
 
     found = [importlib.util.find_spec(f"fastcnn.{name}") for name in ("_C", "_C_cuda")]
     built = [Path(spec.origin).stat().st_mtime_ns for spec in found if spec and spec.origin]
-    return cpu_name(), _library.cpu_capability(), torch.__version__, fastcnn.__version__, *built
+    triton = importlib.metadata.version("triton") if importlib.util.find_spec("triton") else ""
+    return cpu_name(), _library.cpu_capability(), torch.__version__, fastcnn.__version__, triton, *built
 
 
 def _folder() -> Path:

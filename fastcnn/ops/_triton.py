@@ -14,7 +14,11 @@ def missing() -> str:
     convolution of a CUDA tensor."""
     from fastcnn import kernels
 
-    return kernels.MISSING or ""
+    if kernels.MISSING:
+        return kernels.MISSING
+    from fastcnn.kernels.register import unusable
+
+    return unusable()
 
 
 # As in _face.allows_tf32: a compiled graph keeps the answer that it was traced with.

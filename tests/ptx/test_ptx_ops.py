@@ -76,6 +76,18 @@ def test_max_pool2d(simt, kernel, dtype, layout):
     check(lambda: simt.max_pool2d_gather(x, argmax, *args), [x, argmax])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+@pytest.mark.parametrize("kernel", [2, 3, 4, 17])
+def test_max_pool2d_of_some_pixels(simt, kernel, dtype):
+    """Windows that leave pixels out are not read through shared memory."""
+    (x,) = tensors((2, 8, 9, 10) if kernel < 17 else (1, 2, 36, 36), dtype, NCHW, 1)
+    args = ((kernel, kernel), (kernel + 1, kernel + 1), (0, 0), (1, 1), False)
+    y, argmax = simt._max_pool2d(x, *args)
+    g = torch.randn(y.shape).to(dtype)
+    check(lambda: simt._max_pool2d(x, *args), [x])
+    check(lambda: simt.max_pool2d_backward(g, argmax, x.shape, *args), [g, argmax])
+
+
 @pytest.mark.parametrize("layout", [NCHW, NHWC], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=["f32", "bf16", "f64"])
 @pytest.mark.parametrize("beta", [0.75, 0.6])

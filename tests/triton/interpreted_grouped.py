@@ -115,6 +115,26 @@ def test_any_layout():
     assert torch.equal(convolve(x[:1].expand(2, -1, -1, -1), weight, SMALL), one.expand(2, -1, -1, -1))
 
 
+def test_any_stride_of_scale_and_shift():
+    x, weight = SMALL.operands(torch.float32)
+    scale, shift = torch.rand(2, 24, 2).unbind(0)
+    apart = convolve(x, weight, SMALL, scale[:, 0], shift[:, 1])
+    assert torch.equal(apart, convolve(x, weight, SMALL, scale[:, 0].clone(), shift[:, 1].clone()))
+    one = torch.tensor([0.5])
+    assert torch.equal(
+        convolve(x, weight, SMALL, shift=one.expand(24)), convolve(x, weight, SMALL, shift=one.repeat(24))
+    )
+
+
+@pytest.mark.parametrize("size", [(2, 24, 1, 1), (1, 24, 5, 7), (2, 24, 5, 8)], ids=str)
+def test_residual_of_another_size_is_refused(size):
+    x, weight = SMALL.operands(torch.float32)
+    with pytest.raises(RuntimeError, match=r"expected residual of size \[2, 24, 5, 7\] on cpu, but got"):
+        convolve(x, weight, SMALL, residual=torch.zeros(size))
+    with pytest.raises(RuntimeError, match=r"expected shift of size \[24\] on cpu, but got \[25\]"):
+        convolve(x, weight, SMALL, shift=torch.zeros(25))
+
+
 def test_empty_batch():
     x, weight = replace(SMALL, batch=0).operands(torch.float16)
     assert convolve(x, weight, SMALL).shape == (0, 24, 5, 7)

@@ -12,6 +12,7 @@ from fastcnn._config import config, road
 from fastcnn.ops import _triton
 
 pytest.importorskip("triton")
+from fastcnn.kernels import register
 from fastcnn.kernels.route import route
 from fastcnn.kernels.tiles import CANDIDATE, pointwise_candidates
 
@@ -46,6 +47,21 @@ def chosen(shape, weight, dtype=F16, last=True, **options):
 @pytest.mark.parametrize("dtype", [F16, BF16], ids=str)
 def test_geometry(shape, weight, options, kernel, dtype):
     assert chosen(shape, weight, dtype, **options).kernel == kernel
+
+
+def test_triton_that_cannot_launch_is_left_out(monkeypatch):
+    """As without a C compiler, or here without a driver."""
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        register.unusable.cache_clear()
+        with pytest.warns(RuntimeWarning, match="Triton cannot launch: .*; fastcnn's CUDA kernels compute instead"):
+            assert _triton.why_not().startswith("Triton cannot launch: ")
+    try:
+        row = chosen((2, 64, 9, 7), (32, 64, 1, 1))
+    finally:
+        register.unusable.cache_clear()
+    assert row.kernel == "mma (CUDA)"
+    assert any("Triton: Triton cannot launch" in other for other in row.considered)
 
 
 def test_layout_and_type():
