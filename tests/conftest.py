@@ -1,6 +1,7 @@
 """Seeds, poisoned memory, and the tests that only a nightly run pays for."""
 
 import ctypes
+import os
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    if config.getoption("numprocesses", None):  # pytest-xdist's workers share the cores: OpenMP must not spin on them
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if config.getoption("--simt"):
         from tests.simt import library
 
