@@ -34,6 +34,21 @@ def pytest_configure(config):
         gpu.take_over()
 
 
+TOGETHER = ("tests/ptx/", "tests/test_sanitize.py")  # what these record or build serves those that follow
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """pytest -n 2: each test goes to the worker that is free, those of TOGETHER to one, in order."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return next((start for start in TOGETHER if nodeid.startswith(start)), nodeid)
+
+    return Scheduler(config, log)
+
+
 def pytest_collection_modifyitems(config, items):
     if config.getoption("--simt") or config.getoption("--gpu"):
         for item in items:

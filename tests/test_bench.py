@@ -153,6 +153,7 @@ def test_a_planted_fault_is_not_timed(tmp_path):
     (tmp_path / "planted.py").write_text(PLANT)
     results = tmp_path / "results.json"
     env = {**os.environ, "PYTHONPATH": str(tmp_path), "FASTCNN_BENCH_SMOKE": "1"}
+    env.pop("PYTEST_XDIST_WORKER", None)  # pytest-benchmark does not time in a worker
     command = [sys.executable, "-m", "pytest", "bench/test_bench_pool.py", "-k", "max_pool2d and forward"]
     command += ["-p", "planted", "--benchmark-only", f"--benchmark-json={results}"]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)

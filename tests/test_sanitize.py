@@ -33,7 +33,6 @@ FILES = (
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("sanitize"),  # one worker builds the package, and alone uses it
     pytest.mark.skipif(shutil.which(sanitized.CXX) is None, reason=f"no C++ compiler ('{sanitized.CXX}')"),
 ]
 

@@ -22,10 +22,9 @@ def test_every_kernel_was_replayed(request):
     """tests/ptx/conftest.py has it run last."""
     options, config = request.config.option, request.config
     repeating = {p.name for p in HERE.glob("test_*.py") if "repeated(" in p.read_text() or "check(" in p.read_text()}
-    split = not getattr(options, "loadgroup", True)  # in a worker of pytest-xdist
     collected = {item.path.name for item in request.session.items}
     chosen = options.keyword or options.markexpr or any("::" in str(a) for a in config.args)
-    if split or chosen or not repeating <= collected:
+    if chosen or not repeating <= collected:
         pytest.skip("of a session with all tests of tests/ptx")
     assert missing(set(kernels()), replayed) == ""
 
