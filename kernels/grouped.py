@@ -10,18 +10,11 @@ from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 from fastcnn.ops._define import Differentiable, fold, loop
 
 from .epilogue import merge_moments
+from .formulas import flops, masked, scaled, stats_flops, through_statistics, wide_type
 from .grouped_backward import check_gradient, launch_input, launch_weight
 from .grouped_forward import check, check_epilogue, launch, out_shape
 from .register import on_triton, triton_op
-
-
-def wide(t: torch.Tensor) -> torch.dtype:
-    """What t's sums are kept in: float32 at least (the C++ kernels compute float64, too)."""
-    return torch.promote_types(t.dtype, torch.float32)
-
-
-def scaled(weight: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
-    return weight if scale is None else (weight * scale.view(-1, 1, 1, 1)).to(weight.dtype)
+from .rows import empty_rows
 
 
 def run(
@@ -48,7 +41,7 @@ def run_fake(x, weight, scale, shift, residual, stride, padding, dilation, group
     check(x, weight, groups)
     size = out_shape(x, weight, stride, padding, dilation)
     check_epilogue(x, size, scale, shift, residual)
-    return x.new_empty(size).to(memory_format=torch.channels_last)
+    return empty_rows(x, *size)
 
 
 def run_stats(
@@ -62,7 +55,7 @@ def run_stats(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     if not on_triton(x):
         z = run(x, weight, None, None, None, stride, padding, dilation, groups, False, tf32)
-        variance, mean = torch.var_mean(z.to(wide(z)), (0, 2, 3), correction=0)
+        variance, mean = torch.var_mean(z.to(wide_type(z)), (0, 2, 3), correction=0)
         return z, mean, variance
     z, workspace, counts = launch(x, weight, None, None, None, stride, padding, dilation, groups, False, tf32, True)
     return z, *merge_moments(workspace, counts)
@@ -70,7 +63,7 @@ def run_stats(
 
 def run_stats_fake(x, weight, stride, padding, dilation, groups, tf32):
     z = run_fake(x, weight, None, None, None, stride, padding, dilation, groups, False, tf32)
-    mean = x.new_empty(weight.shape[0], dtype=wide(x))
+    mean = x.new_empty(weight.shape[0], dtype=wide_type(x))
     return z, mean, torch.empty_like(mean)
 
 
@@ -88,13 +81,13 @@ def run_input(
     if on_triton(grad):
         return launch_input(grad, weight, input_size, stride, padding, dilation, groups, y, tf32)
     dx = torch.ops.fastcnn.conv2d_backward_input(
-        mask_by(grad, y), weight, input_size, stride, padding, dilation, groups, 1
+        masked(grad, y), weight, input_size, stride, padding, dilation, groups, 1
     )
     return dx.contiguous(memory_format=torch.channels_last)
 
 
 def run_input_fake(grad, weight, input_size, stride, padding, dilation, groups, y, tf32):
-    dx = torch.empty(input_size, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)
+    dx = empty_rows(grad, *input_size)
     check_gradient(grad, dx, weight, stride, padding, dilation, groups, y)
     return dx
 
@@ -113,7 +106,7 @@ def run_weight(
     if on_triton(grad):
         return launch_weight(grad, x, weight_size, stride, padding, dilation, groups, y, tf32)
     return torch.ops.fastcnn.conv2d_backward_weight(
-        mask_by(grad, y), x, weight_size, stride, padding, dilation, groups, 1
+        masked(grad, y), x, weight_size, stride, padding, dilation, groups, 1
     )
 
 
@@ -121,11 +114,6 @@ def run_weight_fake(grad, x, weight_size, stride, padding, dilation, groups, y, 
     dw = torch.empty(weight_size, dtype=x.dtype, device=x.device)
     check_gradient(grad, x, dw, stride, padding, dilation, groups, y)
     return dw
-
-
-def mask_by(grad: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
-    """The gradient of what a ReLU with output y read."""
-    return grad if y is None else torch.ops.aten.threshold_backward(grad, y, 0)
 
 
 # y = x*w, dx = g*w' and dw = g*x' are each linear in both arguments: the three are closed under differentiation, and a
@@ -144,15 +132,15 @@ def grad_forward(ctx, g):
     dw = backward_weight(g, x, weight.shape, *how) if need[1] or (scale is not None and need[2]) else None
     dscale = None
     if scale is not None and need[2]:
-        dscale = (dw.to(wide(dw)) * weight.to(wide(dw))).sum((1, 2, 3)).to(scale.dtype)
+        dscale = (dw.to(wide_type(dw)) * weight.to(wide_type(dw))).sum((1, 2, 3)).to(scale.dtype)
     add = (ctx.shift is not None and need[3]) or (ctx.residual and need[4])
-    masked = mask_by(g, y) if add else None
+    g_add = masked(g, y) if add else None
     return (
         backward_input(g, scaled(weight, scale), x.shape, *how) if need[0] else None,
         scaled(dw, scale) if need[1] else None,
         dscale,
-        masked.sum((0, 2, 3), dtype=wide(masked)).to(ctx.shift) if ctx.shift is not None and need[3] else None,
-        masked if ctx.residual and need[4] else None,
+        g_add.sum((0, 2, 3), dtype=wide_type(g_add)).to(ctx.shift) if ctx.shift is not None and need[3] else None,
+        g_add if ctx.residual and need[4] else None,
         *[None] * 6,
     )
 
@@ -163,11 +151,8 @@ def save_stats(ctx, inputs, output):
 
 
 def grad_stats(ctx, g, g_mean, g_variance):
-    """Of m values of a channel each gets 1/m of its mean's gradient, and 2*(z-mean)/m of its variance's."""
     x, weight, z, mean = ctx.saved_tensors
-    centred = z.to(wide(z)) - mean.view(-1, 1, 1)
-    direct = (g_mean.view(-1, 1, 1) + 2 * g_variance.view(-1, 1, 1) * centred) / (z.numel() // z.shape[1])
-    g, how = (g.to(wide(g)) + direct).to(z.dtype), (*ctx.geometry, None, ctx.tf32)
+    g, how = through_statistics(g, g_mean, g_variance, z, mean), (*ctx.geometry, None, ctx.tf32)
     dx = backward_input(g, weight, x.shape, *how) if ctx.needs_input_grad[0] else None
     dw = backward_weight(g, x, weight.shape, *how) if ctx.needs_input_grad[1] else None
     return dx, dw, *[None] * 5
@@ -180,14 +165,14 @@ def save_pair(ctx, inputs, output):
 
 def grad_input(ctx, d):
     g, weight, y = ctx.saved_tensors
-    dg = mask_by(linear(ctx, d, weight), y) if ctx.needs_input_grad[0] else None
+    dg = masked(linear(ctx, d, weight), y) if ctx.needs_input_grad[0] else None
     dw = backward_weight(g, d, weight.shape, *ctx.geometry, y, ctx.tf32) if ctx.needs_input_grad[1] else None
     return dg, dw, *[None] * 7
 
 
 def grad_weight(ctx, d):
     g, x, y = ctx.saved_tensors
-    dg = mask_by(linear(ctx, x, d), y) if ctx.needs_input_grad[0] else None
+    dg = masked(linear(ctx, x, d), y) if ctx.needs_input_grad[0] else None
     dx = backward_input(g, d, x.shape, *ctx.geometry, y, ctx.tf32) if ctx.needs_input_grad[1] else None
     return dg, dx, *[None] * 7
 
@@ -204,14 +189,6 @@ def weight_flops(grad, x, weight_size, *rest, out_shape=None, **kwargs):
     return conv_flop_count(list(x), list(weight_size), list(grad))
 
 
-def forward_flops(x, weight, *rest, out_shape=None, **kwargs):
-    return conv_flop_count(list(x), list(weight), list(out_shape))
-
-
-def stats_flops(x, weight, *rest, out_shape=None, **kwargs):
-    return conv_flop_count(list(x), list(weight), list(out_shape[0]))
-
-
 grouped_conv2d = Differentiable(triton_op("grouped_conv2d", run, run_fake), save, grad_forward, fold((0, 4)))
 grouped_conv2d_stats = Differentiable(
     triton_op("grouped_conv2d_stats", run_stats, run_stats_fake), save_stats, grad_stats, loop
@@ -222,7 +199,7 @@ backward_input = Differentiable(
 backward_weight = Differentiable(
     triton_op("grouped_conv2d_backward_weight", run_weight, run_weight_fake), save_pair, grad_weight, fold(())
 )
-register_flop_formula(torch.ops.fastcnn.grouped_conv2d)(forward_flops)
+register_flop_formula(torch.ops.fastcnn.grouped_conv2d)(flops)
 register_flop_formula(torch.ops.fastcnn.grouped_conv2d_stats)(stats_flops)
 register_flop_formula(torch.ops.fastcnn.grouped_conv2d_backward_input)(input_flops)
 register_flop_formula(torch.ops.fastcnn.grouped_conv2d_backward_weight)(weight_flops)

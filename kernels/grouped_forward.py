@@ -15,9 +15,8 @@ from fastcnn.ops.conv2d import output_size
 
 from .epilogue import dot, epilogue, store_moments
 from .register import INTERPRETED, processors, wrap_triton
+from .rows import DTYPES, empty_rows, precision
 from .tiles_grouped import GroupedTile, grouped_tile
-
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 @triton.jit
@@ -236,7 +235,7 @@ def flags(x: torch.Tensor, tf32: bool, *largest: torch.Tensor) -> dict:
     """The constants that every kernel here takes; largest: the tensors that it addresses."""
     torch._check(x.dtype in DTYPES, lambda: f"grouped_conv2d: expected float16, bfloat16 or float32, but got {x.dtype}")
     return {
-        "PRECISION": "tf32" if tf32 else "ieee",
+        "PRECISION": precision(tf32),
         "WIDEN": INTERPRETED and x.dtype == torch.bfloat16,
         "INT64": any(extent(t) >= 2**31 for t in largest),
     }
@@ -273,7 +272,7 @@ def launch(
     scale, shift = (None if v is None else v.contiguous() for v in (scale, shift))
     x, pixels = rows_of_channels(x), n * oh * ow
     residual = None if residual is None else residual.contiguous(memory_format=torch.channels_last)
-    y = torch.empty((n, outputs, oh, ow), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    y = empty_rows(x, n, outputs, oh, ow)
     tile = tile or grouped_tile(pixels, groups, weight.shape[1], outputs // groups, x.dtype, processors(x))
     blocks = triton.cdiv(pixels, tile.block_m)
     torch._check(not moments or pixels > 0, lambda: f"grouped_conv2d_stats: no pixels in {list(x.shape)}")

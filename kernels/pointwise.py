@@ -10,10 +10,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import conv_flop_count, register_flop_formula
+from torch.utils.flop_counter import register_flop_formula
 
 from fastcnn.ops._define import Differentiable, fold, loop
 
+from .formulas import flops, masked, scaled, stats_flops, through_statistics, wide_type
 from .pointwise_backward import backward_input, backward_weight
 from .pointwise_forward import check_all, empty_output, launch, output_size, pixel_stride
 from .register import on_triton, triton_op
@@ -23,12 +24,8 @@ def before(x: Tensor, pre_scale: Tensor | None, pre_shift: Tensor | None) -> Ten
     """pre(x) by PyTorch's ops, rounded once."""
     if pre_scale is None:
         return x
-    wide = torch.promote_types(x.dtype, torch.float32)
+    wide = wide_type(x)
     return (x.to(wide) * pre_scale.to(wide).view(-1, 1, 1) + pre_shift.to(wide).view(-1, 1, 1)).relu().to(x.dtype)
-
-
-def scaled(weight: Tensor, scale: Tensor | None) -> Tensor:
-    return weight if scale is None else (weight * scale.view(-1, 1, 1, 1)).to(weight.dtype)
 
 
 def on_cpu(x, weight, scale, shift, residual, pre_scale, pre_shift, stride, relu) -> Tensor:
@@ -137,7 +134,7 @@ def grad(ctx, g):
     x, weight, scale, pre_scale, pre_shift, y = ctx.saved_tensors
     need = ctx.needs_input_grad
     if y is not None and ((ctx.shift is not None and need[3]) or (ctx.residual and need[4])):
-        g, y = torch.ops.aten.threshold_backward(g, y, 0), None  # masked once for all
+        g, y = masked(g, y), None  # masked once for all
     dx, dw, dpre_scale, dpre_shift = through(
         ctx, g, y, x, scaled(weight, scale), pre_scale, pre_shift, need[1] or need[2], need[5:7]
     )
@@ -156,10 +153,6 @@ def grad(ctx, g):
     )
 
 
-def wide_type(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
-
-
 def through(ctx, g, y, x, weight, pre_scale, pre_shift, weight_too, need_pre):
     """Gradients of x, of the weight and of what stands in front. g counts where y is positive, if y is there.
 
@@ -173,7 +166,7 @@ def through(ctx, g, y, x, weight, pre_scale, pre_shift, weight_too, need_pre):
     if pre_scale is None:
         return dv, dw, None, None
     wide = wide_type(x)
-    u = torch.ops.aten.threshold_backward(dv, v, 0).to(wide)
+    u = masked(dv, v).to(wide)
     return (
         (u * pre_scale.to(wide).view(-1, 1, 1)).to(x.dtype) if ctx.needs_input_grad[0] else None,
         dw,
@@ -189,24 +182,12 @@ def save_stats(ctx, inputs, output):
 
 
 def grad_stats(ctx, g, g_mean, g_var):
-    """Of m values of a channel each gets 1/m of its mean's gradient, and 2*(z-mean)/m of its variance's."""
     x, weight, pre_scale, pre_shift, z, mean = ctx.saved_tensors
     need = ctx.needs_input_grad
-    wide = wide_type(z)
-    centred = z.to(wide) - mean.view(-1, 1, 1)
-    direct = (g_mean.view(-1, 1, 1) + 2 * g_var.view(-1, 1, 1) * centred) / (z.numel() // z.shape[1])
-    g = (g.to(wide) + direct).to(z.dtype)
+    g = through_statistics(g, g_mean, g_var, z, mean)
     dx, dw, dpre_scale, dpre_shift = through(ctx, g, None, x, weight, pre_scale, pre_shift, need[1], need[3:5])
-    shift = g.sum((0, 2, 3), dtype=wide).to(ctx.shift) if ctx.shift is not None and need[2] else None
+    shift = g.sum((0, 2, 3), dtype=wide_type(g)).to(ctx.shift) if ctx.shift is not None and need[2] else None
     return dx, dw, shift, dpre_scale, dpre_shift, None, None
-
-
-def flops(x, weight, *rest, out_shape=None, **kwargs):
-    return conv_flop_count(list(x), list(weight), list(out_shape))
-
-
-def stats_flops(x, weight, *rest, out_shape=None, **kwargs):
-    return conv_flop_count(list(x), list(weight), list(out_shape[0]))
 
 
 pointwise = Differentiable(triton_op("pointwise_conv2d", pointwise_conv2d, fake), save, grad, fold((0, 4)))

@@ -18,9 +18,11 @@ from ..ops._define import Differentiable, fold
 from ..ops._face import TF32
 from . import tiles_backward as tiles
 from .epilogue import dot
+from .formulas import masked
 from .reductions import masked_gradient, sum_splits
 from .register import INTERPRETED, on_triton, processors, triton_op, wrap_triton
-from .rows import check_types, empty_rows, masked, matrix, output_pixels, precision, rows, wide
+from .rows import check_types, empty_rows, matrix, output_pixels, precision, rows, wide
+from .tiles import cdiv
 
 
 @triton.jit
@@ -252,7 +254,7 @@ def run_backward_input(
     y, y_row = (None, 0) if y is None else rows(y)
     far = wide((dx, c), (grad, grad_row), (grad, y_row))
     tile = tiles.input_gradient(pixels, c, outputs, grad.dtype, tf32, y is not None, processors(grad))
-    grid = (tiles.ceil_div(pixels, tile.pixels) * tiles.ceil_div(c, tile.inputs),)
+    grid = (cdiv(pixels, tile.pixels) * cdiv(c, tile.inputs),)
     wrap_triton(pointwise_backward_input_kernel)[grid](
         grad, y, matrix(weight), dx, pixels, c, outputs, grad_row, y_row, h, w, p, q,
         STRIDE_H=stride[0], STRIDE_W=stride[1], MASKED=y is not None, WIDE=far,
@@ -295,7 +297,7 @@ def run_backward_weight(
     tile = tiles.weight_gradient(pixels, c, outputs, grad.dtype, tf32, y is not None, processors(grad))
     dw = grad.new_empty(size)
     partial = dw if tile.splits == 1 else grad.new_empty((tile.splits, 1, outputs * c), dtype=torch.float32)
-    grid = (tiles.ceil_div(outputs, tile.outputs) * tiles.ceil_div(c, tile.inputs), tile.splits)
+    grid = (cdiv(outputs, tile.outputs) * cdiv(c, tile.inputs), tile.splits)
     wrap_triton(pointwise_backward_weight_kernel)[grid](
         grad, y, x, partial, pixels, c, outputs, grad_row, y_row, x_row, h, w, p, q, tile.per_split,
         STRIDE_H=stride[0], STRIDE_W=stride[1], MASKED=y is not None, WIDE=far,

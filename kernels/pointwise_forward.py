@@ -10,9 +10,8 @@ from fastcnn._config import road
 from .epilogue import merge_moments
 from .pointwise_kernels import pointwise_kernel, pointwise_reduce_kernel
 from .register import INTERPRETED, processors, wrap_triton
+from .rows import DTYPES, empty_rows, matrix, precision, rows
 from .tiles import CANDIDATE, PointwiseTile, cdiv, pointwise_candidates, pointwise_tile
-
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def output_size(x: Tensor, weight: Tensor, stride: Sequence[int]) -> tuple[int, int, int, int]:
@@ -67,8 +66,7 @@ def check_all(x, weight, scale, shift, residual, pre_scale, pre_shift, stride) -
 
 
 def empty_output(x: Tensor, weight: Tensor, stride: Sequence[int]) -> Tensor:
-    size = output_size(x, weight, stride)
-    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    return empty_rows(x, *output_size(x, weight, stride))
 
 
 def pixel_stride(x: Tensor) -> int | None:
@@ -90,14 +88,6 @@ def pixel_stride(x: Tensor) -> int | None:
 def nhwc(x: Tensor) -> Tensor:
     """x with neighbouring channels: itself, or a channels_last copy."""
     return x if x.shape[1] == 1 or x.stride(1) == 1 else x.contiguous(memory_format=torch.channels_last)
-
-
-def flat(x: Tensor) -> tuple[Tensor, int]:
-    """x or a channels_last copy, and the distance of its pixels."""
-    apart = pixel_stride(x)
-    if apart is None:
-        x, apart = x.clone(memory_format=torch.channels_last), x.shape[1]
-    return x, apart
 
 
 def needs_int64(*tensors: Tensor) -> bool:
@@ -139,11 +129,8 @@ def launch(
     if y.numel() == 0:
         empty = y.new_full((outputs,), torch.nan, dtype=torch.float32)
         return (empty, empty.clone()) if stats else None
-    x, weight = nhwc(x), weight.reshape(outputs, inputs).contiguous()
-    if residual is not None:
-        residual, residual_pixel = flat(residual)
-    else:
-        residual_pixel = 0
+    x, weight = nhwc(x), matrix(weight)
+    residual, residual_pixel = (None, 0) if residual is None else rows(residual)
     y_pixel = pixel_stride(y)
     torch._check(y_pixel is not None, lambda: f"pointwise_conv2d: cannot write to strides {y.stride()}")
     apart = pixel_stride(x)
@@ -168,7 +155,7 @@ def launch(
         y.shape[3], x.stride(0), x.stride(2) * stride[0], x.stride(3) * stride[1] if strided else apart, y_pixel,
         residual_pixel, BLOCK_P=t.pixels, BLOCK_O=t.outputs, BLOCK_C=t.inputs, GROUP=t.group, SPLIT=t.split,
         PERSISTENT=t.persistent, STRIDED=strided, EVEN_C=bool(inputs % t.inputs == 0), PRE=pre_scale is not None,
-        **flags, PRECISION="tf32" if tf32 else "ieee", WIDEN=INTERPRETED and x.dtype is torch.bfloat16,
+        **flags, PRECISION=precision(tf32), WIDEN=INTERPRETED and x.dtype is torch.bfloat16,
         num_warps=t.warps, num_stages=t.stages,
     )  # fmt: skip
     if t.split > 1:

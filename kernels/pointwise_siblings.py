@@ -11,11 +11,13 @@ import triton.language as tl
 
 from . import tiles_backward as tiles
 from .epilogue import dot, epilogue
+from .formulas import masked
 from .pointwise_backward import add_input_gradient, backward_input, backward_weight
 from .pointwise_backward import check as check_gradient
 from .reductions import backward_reduce
 from .register import INTERPRETED, on_triton, processors, triton_op, wrap_triton
-from .rows import check_types, empty_rows, masked, matrix, precision, rows, wide
+from .rows import check_types, empty_rows, matrix, precision, rows, wide
+from .tiles import cdiv
 
 BRANCHES = 4  # of a launch; an inception module has three or four 1x1 convolutions of one input
 
@@ -240,7 +242,7 @@ def launch(x, weights, biases, ys, slices: int, relu: bool, tf32: bool) -> None:
         return
     x, x_row = rows(x)
     tile = tiles.siblings(pixels, inputs, outputs, x.dtype, tf32, processors(x))
-    grid = (tiles.ceil_div(pixels, tile.pixels) * sum(tiles.ceil_div(o, tile.outputs) for o in outputs),)
+    grid = (cdiv(pixels, tile.pixels) * sum(cdiv(o, tile.outputs) for o in outputs),)
     wrap_triton(pointwise_siblings_kernel)[grid](
         x, *padded([matrix(w) for w in weights]), *padded([b.contiguous() for b in biases]),
         *padded(ys), pixels, inputs, *padded(outputs, fill=0), x_row, slices,
@@ -339,7 +341,7 @@ def launch_backward(branches, dx: torch.Tensor, tf32: bool) -> None:
     relu = ys[0] is not None
     far = wide((dx, max(inputs, *grad_rows, *y_rows)))
     tile = tiles.input_gradient(pixels, inputs, sum(outputs), dx.dtype, tf32, relu, processors(dx))
-    grid = (tiles.ceil_div(pixels, tile.pixels) * tiles.ceil_div(inputs, tile.inputs),)
+    grid = (cdiv(pixels, tile.pixels) * cdiv(inputs, tile.inputs),)
     wrap_triton(siblings_backward_input_kernel)[grid](
         *padded(grads), *padded(ys), *padded([matrix(w) for _, w, _ in branches]), dx, pixels, inputs,
         *padded(outputs, fill=0), *padded(grad_rows, fill=0), *padded(y_rows, fill=0),

@@ -8,8 +8,10 @@ import triton
 import triton.language as tl
 
 from . import tiles_backward as tiles
+from .formulas import masked
 from .register import on_triton, processors, triton_op, wrap_triton
-from .rows import check_types, masked, rows, wide
+from .rows import check_types, rows, wide
+from .tiles import cdiv
 
 
 @triton.jit
@@ -93,7 +95,7 @@ def sum_splits(partial: torch.Tensor, out: torch.Tensor, second: torch.Tensor | 
     """Adds float32 pieces (splits, parts, elements) into out, and the second part into `second`."""
     splits, parts, elements = partial.shape
     # 2 KiB of each piece a program.
-    wrap_triton(sum_splits_kernel)[(-(-elements // 512), parts)](
+    wrap_triton(sum_splits_kernel)[(cdiv(elements, 512), parts)](
         partial, out, second, splits, elements, PARTS=parts, BLOCK=512
     )
 
@@ -165,7 +167,7 @@ def run_backward_reduce(
         mean, rstd = mean.float().contiguous(), rstd.float().contiguous()
     tile = tiles.channel_sums(pixels, channels, processors(grad))
     partial = sums.new_empty((tile.splits, 1 if z is None else 2, channels))
-    wrap_triton(channel_sums_kernel)[(tiles.ceil_div(channels, tile.channels), tile.splits)](
+    wrap_triton(channel_sums_kernel)[(cdiv(channels, tile.channels), tile.splits)](
         grad, y, z, mean, rstd, partial, pixels, channels, grad_row, y_row, z_row, tile.per_split,
         MASKED=y is not None, NORMALIZED=z is not None, WIDE=wide((grad, grad_row), (grad, y_row), (grad, z_row)),
         BLOCK_M=tile.pixels, BLOCK_C=tile.channels, num_warps=tile.num_warps,

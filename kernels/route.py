@@ -2,6 +2,8 @@
 
 import torch
 
+from .rows import DTYPES
+
 TENSOR_CORE_CHANNELS = 16  # tl.dot's least depth: of fewer channels per group, several groups are multiplied at once
 
 
@@ -18,7 +20,7 @@ def route(
     """("pointwise", "grouped" or "" for the CUDA kernels, why). group_in, group_out: channels of a group."""
     if groups == 1 and (tuple(kernel_size) != (1, 1) or tuple(padding) != (0, 0)):
         return "", "computes 1x1 convolutions without padding and grouped ones"
-    if dtype not in (torch.float16, torch.bfloat16, torch.float32):
+    if dtype not in DTYPES:
         return "", f"has no kernel for {dtype}"
     if not channels_last:
         return "", "reads channels_last tensors; the CUDA kernels copy or read NCHW themselves"

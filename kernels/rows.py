@@ -2,6 +2,8 @@
 
 import torch
 
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
 
 def rows(t: torch.Tensor) -> tuple[torch.Tensor, int]:
     """(N, C, H, W) whose channels lie side by side and whose pixels lie at equal distances, and that distance in
@@ -34,11 +36,6 @@ def wide(*operands: tuple[torch.Tensor, int]) -> bool:
     return any((t.shape[0] * t.shape[2] * t.shape[3] + 128) * distance >= 2**31 for t, distance in operands)
 
 
-def masked(grad: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
-    """grad, 0 where the ReLU's output y is."""
-    return grad if y is None else torch.ops.aten.threshold_backward(grad, y, 0)
-
-
 def output_pixels(size: int, stride: int) -> int:
     """Of one side: those that a 1x1 convolution without padding computes."""
     return (size - 1) // stride + 1
@@ -51,7 +48,7 @@ def precision(tf32: bool) -> str:
 
 def check_types(op: str, x: torch.Tensor, *others: torch.Tensor | None) -> None:
     torch._check(
-        x.dtype in (torch.float16, torch.bfloat16, torch.float32),
+        x.dtype in DTYPES,
         lambda: f"{op}: expected float16, bfloat16 or float32 on Triton, but got {x.dtype}",
     )
     for t in others:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .tiles import MMA_K, cdiv, covering
+
 
 @dataclass(frozen=True)
 class InputGradientTile:
@@ -52,22 +54,10 @@ class SiblingsTile:
     num_stages: int
 
 
-def ceil_div(a: int, b: int) -> int:
-    return -(-a // b)
-
-
-def block(size: int, largest: int) -> int:
-    """The power of two that holds `size`, at least tl.dot's 16."""
-    power = 16
-    while power < size and power < largest:
-        power *= 2
-    return power
-
-
 def shrink(rows: int, columns: int, block_rows: int, block_columns: int, processors: int) -> tuple[int, int]:
     """Halves the longer side of a tile while so few tiles leave processors idle: a 7x7 map at batch 1 is one block of
     pixels. Not below 32: from there on every halving doubles the bytes that come for each product."""
-    while ceil_div(rows, block_rows) * ceil_div(columns, block_columns) < processors:
+    while cdiv(rows, block_rows) * cdiv(columns, block_columns) < processors:
         if max(block_rows, block_columns) <= 32:
             break
         if block_rows >= block_columns:
@@ -102,10 +92,10 @@ def input_gradient(
     """128x128, the smallest square that needs fewer bytes of L2 than an A100 brings while it multiplies; 64x64 where
     FFMA multiplies, whose operands come from registers."""
     largest = 64 if dtype == torch.float32 and not tf32 else 128
-    m, c = shrink(pixels, inputs, block(pixels, largest), block(inputs, largest), processors)
+    m, c = shrink(pixels, inputs, covering(pixels, MMA_K, largest), covering(inputs, MMA_K, largest), processors)
     step = depth(dtype, tf32, masked and max(m, c) > 64)
     # Eight blocks of pixels read each block of weights together while it lies in L2.
-    return InputGradientTile(m, c, block(outputs, step), 8, warps(m, c, masked and largest == 128), STAGES)
+    return InputGradientTile(m, c, covering(outputs, MMA_K, step), 8, warps(m, c, masked and largest == 128), STAGES)
 
 
 def weight_gradient(
@@ -115,25 +105,25 @@ def weight_gradient(
     until two blocks fall on each processor, but into no pieces of fewer than 8 steps, since each piece writes and reads
     a float32 for each weight."""
     largest = 64 if dtype == torch.float32 and not tf32 else 128
-    o, c = block(outputs, largest), block(inputs, largest)
+    o, c = covering(outputs, MMA_K, largest), covering(inputs, MMA_K, largest)
     step = depth(dtype, tf32, masked and max(o, c) > 64)
-    step = block(pixels, step)
-    tiles, steps = ceil_div(outputs, o) * ceil_div(inputs, c), ceil_div(pixels, step)
-    splits = max(1, min(ceil_div(2 * processors, tiles), steps // 8))
-    per_split = ceil_div(steps, splits)
+    step = covering(pixels, MMA_K, step)
+    tiles, steps = cdiv(outputs, o) * cdiv(inputs, c), cdiv(pixels, step)
+    splits = max(1, min(cdiv(2 * processors, tiles), steps // 8))
+    per_split = cdiv(steps, splits)
     return WeightGradientTile(
-        o, c, step, ceil_div(steps, per_split), per_split * step, warps(o, c, masked and largest == 128), STAGES
+        o, c, step, cdiv(steps, per_split), per_split * step, warps(o, c, masked and largest == 128), STAGES
     )
 
 
 def channel_sums(pixels: int, channels: int, processors: int) -> ChannelSumsTile:
     """32 pixels x 64 channels: rows of a whole cache line in 16 bits, two in float32, 16 elements a thread in flight.
     Memory alone bounds it: eight blocks of four warps on each processor, and at least four steps each."""
-    m, c = 32, block(channels, 64)
-    steps = ceil_div(pixels, m)
-    splits = max(1, min(ceil_div(8 * processors, ceil_div(channels, c)), steps // 4))
-    per_split = ceil_div(steps, splits)
-    return ChannelSumsTile(m, c, ceil_div(steps, per_split), per_split * m, 4)
+    m, c = 32, covering(channels, MMA_K, 64)
+    steps = cdiv(pixels, m)
+    splits = max(1, min(cdiv(8 * processors, cdiv(channels, c)), steps // 4))
+    per_split = cdiv(steps, splits)
+    return ChannelSumsTile(m, c, cdiv(steps, per_split), per_split * m, 4)
 
 
 def siblings(
@@ -147,10 +137,10 @@ def siblings(
     largest = 64 if dtype == torch.float32 and not tf32 else 128
 
     def columns(width: int) -> int:
-        return sum(ceil_div(o, width) * width for o in outputs)
+        return sum(cdiv(o, width) * width for o in outputs)
 
     o = max(width for width in (16, 32, 64, 128) if width == 16 or (2 * columns(width) <= 3 * columns(16)))
     o = min(o, 32 if largest == 64 else 128)
-    m, o = shrink(pixels, columns(o), block(pixels, largest), o, processors)
+    m, o = shrink(pixels, columns(o), covering(pixels, MMA_K, largest), o, processors)
     step = depth(dtype, tf32, False)
-    return SiblingsTile(m, o, block(inputs, step), warps(m, o), STAGES)
+    return SiblingsTile(m, o, covering(inputs, MMA_K, step), warps(m, o), STAGES)

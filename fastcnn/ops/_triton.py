@@ -71,11 +71,12 @@ def rivals(x, weight, stride, groups: int, level: int) -> list[str]:
     other tiles. A name is the candidate that runs while road.candidate is it."""
     if groups > 1:
         return [CUDA]
+    from fastcnn.kernels.pointwise_forward import output_size
     from fastcnn.kernels.register import processors
     from fastcnn.kernels.tiles import pointwise_candidates
 
-    height, width = ((n - 1) // s + 1 for n, s in zip(x.shape[2:], stride))
-    sizes = x.shape[0] * height * width, weight.shape[1], weight.shape[0]
+    n, outputs, height, width = output_size(x, weight, stride)
+    sizes = n * height * width, weight.shape[1], outputs
     return [CUDA, *pointwise_candidates(*sizes, x.dtype, level >= TF32, processors(x))]
 
 
