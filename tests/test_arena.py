@@ -139,7 +139,8 @@ def test_tensors_are_freed_in_other_threads():
 
 def test_fork():
     """A child uses, frees and gives back on its own: the parent's tensors and counts stay."""
-    torch.set_num_threads(1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # PyTorch's own fill_ and eq would wait for threads that the child does not have
     y, freed = output(6, 7.0), output(3)
     del freed
     before = use()
@@ -148,14 +149,13 @@ def test_fork():
         nonlocal y
         assert use() == before
         z = output(3, 1.0)
-        assert use() == (before[0] + 3 * MIB, 0)
+        assert use()[0] == before[0] + 3 * MIB
         assert (y.numpy() == 7).all()
         del y, z
         assert use()[0] == before[0] - 6 * MIB
         fastcnn.clear_cache()
         assert use()[1] == 0
 
-    threads = torch.get_num_threads()
     try:
         assert in_fork(child) == 0
     finally:
@@ -166,11 +166,9 @@ def test_fork():
 
 def test_fork_while_threads_allocate():
     """The child's copy of the lock is free, whoever held it."""
-    stop, begun = threading.Event(), threading.Barrier(3)
+    stop = threading.Event()
 
     def work():
-        output(1)
-        begun.wait()
         while not stop.is_set():
             output(1)
 
@@ -181,7 +179,6 @@ def test_fork_while_threads_allocate():
 
     with ThreadPoolExecutor(2) as pool:
         busy = [pool.submit(work) for _ in range(2)]
-        begun.wait()  # a thread's first call may hold the C library's lock of thread-local storage, which no fork frees
         try:
             for _ in range(20):
                 assert in_fork(child) == 0

@@ -180,8 +180,8 @@ def test_bits_do_not_depend_on_the_place_in_the_batch(name, layout):
         assert all(t.roll(roll, 0).equal(u) for t, u in zip(want, rolled))
 
 
-# The backward kernels on dense tensors: autograd, and the copy of a large tensor that is not dense, are operations of
-# PyTorch's own, which in a forked child wait for ever for the threads of its pool.
+# The backward kernels themselves: autograd has operations of PyTorch's own, which in a forked child wait for ever for
+# the threads of its pool.
 CONV, POOL = ((1, 1), (1, 1), (1, 1), 1), ((3, 3), (2, 2), (0, 0), (1, 1), False)
 LINKS = ([3, 3, 2, 4], [0, 1, 2, 1, 2, 3, 0, 3, 0, 1, 2, 3], (1, 1), (0, 0))
 
@@ -210,6 +210,21 @@ def backward_calls():
     ]
 
 
+def calls_on_strided_tensors():
+    """What is copied before the kernel reads it is large enough for PyTorch's copy to use its pool."""
+    o = torch.ops.fastcnn
+    x, lines = tensor(64, 70, 60, 2).permute(3, 0, 2, 1), tensor(2, 64, 60, 140)[..., ::2]
+    w, b = tensor(3, 3, 21, 19, 8, 8).permute(4, 5, 2, 3, 0, 1), tensor(42, 8, 8)[::2]
+    few = tensor(2, 19, 8, 8)
+    return [
+        *(functools.partial(F.max_pool2d, t, 3, 2) for t in (x, lines)),
+        *(functools.partial(F.lrn_max_pool2d, t, 5) for t in (x, lines)),
+        lambda: F.local_conv2d(few, w, b, 1, 1),
+        lambda: F.max_unpool2d(x, torch.arange(60 * 70).view(70, 60).t().expand(x.shape), 1),
+        lambda: o.conv2d_backward_weight(tensor(0, 96, 14, 14), tensor(0, 64, 14, 14), (96, 64, 3, 3), *CONV),
+    ]
+
+
 def in_fork(work) -> int | None:
     """The exit status of a forked child that runs work(); None if it had to be killed because it hung."""
     pid = os.fork()
@@ -234,7 +249,7 @@ def in_fork(work) -> int | None:
 def test_fork_after_use_of_the_pool():
     torch.set_num_threads(4)
     calls = [functools.partial(OPS[name][0], *inputs(name)) for name in OPS if name not in PYTORCHS]
-    calls += backward_calls()
+    calls += backward_calls() + calls_on_strided_tensors()
     with torch.no_grad():
         want = [call().numpy().tobytes() for call in calls]
 

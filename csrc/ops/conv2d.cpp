@@ -266,7 +266,7 @@ Tensor conv2d_backward_weight(const Tensor& grad, const Tensor& input, const Int
   p.g = conv_geometry(kOp, input, dw, a);
   check_grad(kOp, grad, conv_output(kOp, input, dw, p.g));
   if (!dw.numel()) return dw;
-  if (!grad.numel()) return torch::stable::fill_(dw, 0.0);
+  if (!grad.numel()) return zeroed(dw);
   const Tensor x = dense(input), g = dense(grad);
   p.x = x.const_data_ptr(), p.xm = map_of(x);
   p.grad = g.const_data_ptr(), p.gm = map_of(g);

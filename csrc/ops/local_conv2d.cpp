@@ -54,7 +54,7 @@ Tensor local_conv2d(const Tensor& input, const Tensor& weight, const std::option
     b = local_bias(kOp, input, *bias, p);
     p.b = b.const_data_ptr();
   }
-  const Tensor x = dense(input), w = torch::stable::contiguous(weight);
+  const Tensor x = dense(input), w = made_dense(weight);
   Tensor y = empty({p.ym.n, p.ym.c, p.ym.h, p.ym.w}, x, format_of(x));
   if (!y.numel()) return y;
   const Tensor samples = read_samples(p, x);
@@ -69,7 +69,7 @@ Tensor local_conv2d_backward_input(const Tensor& grad, const Tensor& weight, con
                                    const Ints& padding, const Ints& dilation) {
   LocalConv2dParams p = with_blocks(local_geometry(kOp, size, grad, weight, stride, padding, dilation));
   check_local_grad(kOp, grad, p);
-  const Tensor g = dense(grad), w = torch::stable::contiguous(weight);
+  const Tensor g = dense(grad), w = made_dense(weight);
   Tensor dx = empty(size, g, format_of(g));
   if (!dx.numel()) return dx;
   const int64_t block = p.vectors * p.lanes;
@@ -99,7 +99,7 @@ std::tuple<Tensor, Tensor> local_conv2d_backward_weight(const Tensor& grad, cons
   check_local_grad(kOp, grad, p);
   Tensor dw = empty({p.ym.h, p.ym.w, p.ym.c, p.xm.c, p.kh, p.kw}, input, MemoryFormat::Contiguous);
   Tensor db = empty({p.ym.c, p.ym.h, p.ym.w}, input, MemoryFormat::Contiguous);
-  if (!grad.numel()) return {torch::stable::fill_(dw, 0.0), torch::stable::fill_(db, 0.0)};
+  if (!grad.numel()) return {zeroed(dw), zeroed(db)};
   const Tensor g = dense(grad), x = dense(input);
   const Tensor samples = read_samples(p, x);
   const int64_t panels = ceil_div(p.ym.c, p.lanes);

@@ -64,7 +64,7 @@ inline Tensor local_bias(const char* op, const Tensor& like, const Tensor& bias,
   check_same_dtype(op, "bias", like, bias);
   FASTCNN_CHECK(bias.dim() == 3 && bias.size(0) == p.ym.c && bias.size(1) == p.ym.h && bias.size(2) == p.ym.w, op,
                 ": expected bias of size [", p.ym.c, ", ", p.ym.h, ", ", p.ym.w, "], but got bias of size ", str(bias));
-  return torch::stable::contiguous(bias);
+  return made_dense(bias);
 }
 
 }  // namespace fastcnn

@@ -130,7 +130,7 @@ Tensor forward(const Tensor& input, const NormArgs& a, const PoolGeometry& g, bo
   LocalResponseNormParams& p = plan.norm;
   MaxPool2dParams& m = plan.pool;
   const MemoryFormat wanted = format_of(input), made = format_of_output(plan, m.oh * m.ow, wanted);
-  const Tensor x = torch::stable::contiguous(input, plan.format);
+  const Tensor x = dense(input, plan.format);
   const Ints size{m.n, m.c, m.oh, m.ow};
   Tensor y = empty(size, x, made);
   if (argmax) *argmax = empty(size, x, made, m.wide_argmax ? ScalarType::Int : ScalarType::Byte);
@@ -203,8 +203,8 @@ Tensor backward(const Tensor& grad, const Tensor& argmax, const Tensor& input, c
   check_argmax(kOp, m, argmax);
   check_same_dtype(kOp, "grad", input, grad);
   check_pool_grad(kOp, grad, argmax);
-  const Tensor x = torch::stable::contiguous(input, plan.format), at = torch::stable::contiguous(argmax, plan.format);
-  const Tensor gy = torch::stable::contiguous(grad, plan.format);
+  const Tensor x = dense(input, plan.format), at = dense(argmax, plan.format);
+  const Tensor gy = dense(grad, plan.format);
   check_positions(kOp, m, at);
   const MemoryFormat wanted = format_of(input);
   Tensor gx = empty({m.n, m.c, m.h, m.w}, x, format_of_output(plan, plan.pixels(), wanted));

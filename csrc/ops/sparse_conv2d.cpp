@@ -34,7 +34,7 @@ Tensor sparse_conv2d(const Tensor& input, const Tensor& weight, const std::optio
   SparseConv2dParams p =
       sparse_geometry(kOp, sizes(input), input, counts, indices, sparse_kernel(kOp, weight), stride, padding);
   check_sparse_weight(kOp, input, weight, p);
-  const Tensor x = dense(input), w = torch::stable::contiguous(weight);
+  const Tensor x = dense(input), w = made_dense(weight);
   Tensor b;
   if (bias) {
     b = sparse_bias(kOp, input, *bias, p);
@@ -54,7 +54,7 @@ Tensor sparse_conv2d_backward_input(const Tensor& grad, const Tensor& weight, co
   SparseConv2dParams p = sparse_geometry(kOp, size, grad, counts, indices, sparse_kernel(kOp, weight), stride, padding);
   check_sparse_weight(kOp, grad, weight, p);
   check_sparse_grad(kOp, grad, p);
-  const Tensor g = dense(grad), w = torch::stable::contiguous(weight);
+  const Tensor g = dense(grad), w = made_dense(weight);
   Tensor dx = empty(size, g, format_of(g));
   if (!dx.numel()) return dx;
   p.xm = map_of(dx), p.ym = map_of(g);

@@ -59,7 +59,7 @@ inline Tensor sparse_bias(const char* op, const Tensor& like, const Tensor& bias
   check_same_dtype(op, "bias", like, bias);
   FASTCNN_CHECK(bias.dim() == 1 && bias.size(0) == p.ym.c, op, ": expected bias of size [", p.ym.c,
                 "], but got bias of size ", str(bias));
-  return torch::stable::contiguous(bias);
+  return made_dense(bias);
 }
 
 }  // namespace fastcnn

@@ -23,7 +23,7 @@ inline Tensor per_channel(const char* op, const char* argument, const Tensor& li
   check_same_dtype(op, argument, like, t);
   FASTCNN_CHECK(t.dim() == 1 && t.size(0) == channels, op, ": expected ", argument, " of size [", channels,
                 "], but got ", argument, " of size ", str(t));
-  return torch::stable::contiguous(t);
+  return made_dense(t);
 }
 
 inline void check_subsample_grad(const char* op, const Tensor& g, const Subsample2dParams& p) {

@@ -10,6 +10,8 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
+#include <numeric>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -125,19 +127,6 @@ inline Ints dense_strides(const Ints& size, MemoryFormat format) {
   return stride;
 }
 
-// t itself where it is dense in a format, else a dense copy. Looked at here: even a call of contiguous that has
-// nothing to do goes through the dispatcher, boxed, for as long as a small pooling takes.
-inline Tensor dense(const Tensor& t, MemoryFormat format) {
-  const int64_t c = t.size(1), h = t.size(2), w = t.size(3);
-  const bool last = format == MemoryFormat::ChannelsLast;
-  const int64_t want[] = {c * h * w, last ? 1 : h * w, last ? w * c : w, last ? c : 1};
-  for (int d = 0; d < 4; ++d)
-    if (t.size(d) != 1 && t.stride(d) != want[d]) return torch::stable::contiguous(t, format);
-  return t;
-}
-// In its own format: kernels see NCHW or NHWC without gaps.
-inline Tensor dense(const Tensor& t) { return dense(t, format_of(t)); }
-
 // The number of elements of a tensor to allocate, checked against what an address can reach.
 inline void check_numel(const char* op, const Ints& size) {
   __int128 n = 1;
@@ -150,6 +139,7 @@ inline void check_numel(const char* op, const Ints& size) {
 inline size_t size_of(ScalarType t) {
   switch (t) {
     case ScalarType::Double:
+    case ScalarType::Long:
       return 8;
     case ScalarType::Float:
     case ScalarType::Int:
@@ -194,5 +184,42 @@ inline Tensor empty(const Ints& size, const Tensor& like, MemoryFormat format) {
 inline Map map_of(const Tensor& t) {
   return {t.size(0), t.size(1), t.size(2), t.size(3), t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
 }
+
+// torch's contiguous. In a forked child its copy would wait for ever for the threads of torch's pool: one thread
+// copies.
+inline Tensor made_dense(const Tensor& t, MemoryFormat format = MemoryFormat::Contiguous) {
+  if (!in_forked_child() || !t.is_cpu()) return torch::stable::contiguous(t, format);
+  const Ints size = sizes(t), from(t.strides().begin(), t.strides().end()), to = dense_strides(size, format);
+  Tensor out = empty(size, t, format, t.scalar_type());
+  const size_t bytes = size_of(t.scalar_type());
+  const char* const x = static_cast<const char*>(t.const_data_ptr());
+  char* const y = static_cast<char*>(out.mutable_data_ptr());
+  Ints at(size.size());
+  for (int64_t left = t.numel(); left > 0; --left) {
+    const int64_t read = std::inner_product(at.begin(), at.end(), from.begin(), int64_t{0});
+    const int64_t write = std::inner_product(at.begin(), at.end(), to.begin(), int64_t{0});
+    std::memcpy(y + write * bytes, x + read * bytes, bytes);
+    for (size_t d = size.size(); d-- > 0 && ++at[d] == size[d];) at[d] = 0;
+  }
+  return out;
+}
+
+inline Tensor zeroed(Tensor t) {
+  std::memset(t.mutable_data_ptr(), 0, size_t(t.numel()) * size_of(t.scalar_type()));
+  return t;
+}
+
+// t itself where it is dense in a format, else a dense copy. Looked at here: even a call of contiguous that has
+// nothing to do goes through the dispatcher, boxed, for as long as a small pooling takes.
+inline Tensor dense(const Tensor& t, MemoryFormat format) {
+  const int64_t c = t.size(1), h = t.size(2), w = t.size(3);
+  const bool last = format == MemoryFormat::ChannelsLast;
+  const int64_t want[] = {c * h * w, last ? 1 : h * w, last ? w * c : w, last ? c : 1};
+  for (int d = 0; d < 4; ++d)
+    if (t.size(d) != 1 && t.stride(d) != want[d]) return made_dense(t, format);
+  return t;
+}
+// In its own format: kernels see NCHW or NHWC without gaps.
+inline Tensor dense(const Tensor& t) { return dense(t, format_of(t)); }
 
 }  // namespace fastcnn
