@@ -179,9 +179,9 @@ def _cuda_conv2d(
     if found["copies"]:
         why += "; NCHW input is copied to NHWC first, and the output back"
     considered = [f"{kernel}: would run {condition}" for kernel, condition in found["others"]]
-    if op == "conv2d" and (geometry[6] > 1 or tuple(weight.shape[2:]) == (1, 1)):
-        no = _triton.why_not() or _triton.route(x, weight, geometry[2:4], geometry[6], TF32 * tf32)[1]
-        considered.append(f"Triton: {no}")
+    if not transposed and (geometry[6] > 1 or tuple(weight.shape[2:]) == (1, 1)):
+        taken, no = _triton.route(x, weight, geometry[2:4], geometry[6], TF32 * tf32)
+        considered.append(f"Triton: {_triton.why_not() or (_triton.BIAS if taken else no)}")
     return replace(
         choice,
         input=f"{choice.input}, weight {'x'.join(map(str, weight.shape))}, groups {geometry[6]}",
@@ -199,16 +199,18 @@ def _on_triton(where: str, name: str, x: torch.Tensor, weight: torch.Tensor, arg
 
     tf32, pixels, chip = args[-1], y.shape[0] * y.shape[2] * y.shape[3], processors(x)
     outputs, inputs = weight.shape[:2]
-    if name == "pointwise_conv2d":
-        groups, padding, geometry = 1, (0, 0), (*args[7], 0, 0, 1, 1, 1)
+    stats = name.endswith("_stats")
+    if name.startswith("pointwise"):
+        groups, padding, geometry = 1, (0, 0), (*args[5 if stats else 7], 0, 0, 1, 1, 1)
         tile = str(pointwise_forward.tile_of(pixels, inputs, outputs, x.dtype, tf32, chip))
     else:
-        groups, padding, geometry = args[8], args[6], (*args[5], *args[6], *args[7], args[8])
+        stride, padding, dilation, groups = args[2:6] if stats else args[5:9]
+        geometry = (*stride, *padding, *dilation, groups)
         tile = str(tiles_grouped.grouped_tile(pixels, groups, inputs, outputs // groups, x.dtype, chip))
     other = _cuda_conv2d(where, "conv2d", x, weight, y, tuple(geometry), tf32)
     return replace(
         other,
-        kernel=f"{name.removesuffix('_conv2d')} (Triton)",
+        kernel=f"{name.partition('_')[0]} (Triton)",
         tile=tile,
         why=f"{_triton.route(x, weight, padding, groups, TF32 * tf32)[1]}; not timed on any GPU",
         considered=[f"{other.kernel}: would run with FASTCNN_TRITON=0"],
@@ -281,17 +283,22 @@ class _Recorder(TorchDispatchMode):
 
     @staticmethod
     def _on_cuda(where: str, name: str, args: tuple, result) -> Choice:
-        if name in ("pointwise_conv2d", "grouped_conv2d"):
-            return _on_triton(where, name, args[0], args[1], args, result)
+        if name.startswith(("pointwise_conv2d", "grouped_conv2d")):
+            return _on_triton(where, name, args[0], args[1], args, result[0] if name.endswith("_stats") else result)
         tf32 = False
         if name == "conv2d":  # the raw op has its geometry in one list
             tf32 = args[-1] >= TF32
             geometry = args[5][:7] if len(args) == 8 else (*args[4], *args[5], *args[6], args[7])
         elif name == "conv_transpose2d":
             geometry = (*args[3], *args[4], *args[6], args[7])
+        elif name == "conv2d_bn_relu":
+            geometry, tf32, result = (*args[6], *args[7], *args[8], args[9]), args[-1] >= TF32, result[0]
         else:
             return _cuda(where, name, args[0])
-        return _cuda_conv2d(where, name, args[0], args[1], result, tuple(geometry), tf32)
+        row = _cuda_conv2d(where, name, args[0], args[1], result, tuple(geometry), tf32)
+        if name == "conv2d_bn_relu":
+            row = replace(row, kernel=f"{row.kernel.removesuffix(' (CUDA)')}, then batch_norm_relu (CUDA)")
+        return row
 
 
 def explain(

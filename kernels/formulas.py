@@ -20,9 +20,14 @@ def masked(grad: Tensor, y: Tensor | None) -> Tensor:
     return grad if y is None else torch.ops.aten.threshold_backward(grad, y, 0)
 
 
-def through_statistics(g: Tensor, g_mean: Tensor, g_var: Tensor, z: Tensor, mean: Tensor) -> Tensor:
+def through_statistics(
+    g: Tensor | None, g_mean: Tensor | None, g_var: Tensor | None, z: Tensor, mean: Tensor
+) -> Tensor | None:
     """The gradient of z from its own, its channels' means' and their variances': of m values of a channel each gets 1/m
-    of its mean's, and 2*(z-mean)/m of its variance's."""
+    of its mean's, and 2*(z-mean)/m of its variance's. None: a gradient that is not there."""
+    if g_mean is None and g_var is None:
+        return g
+    g, g_mean, g_var = (torch.zeros_like(t) if d is None else d for d, t in ((g, z), (g_mean, mean), (g_var, mean)))
     wide = wide_type(z)
     centred = z.to(wide) - mean.view(-1, 1, 1)
     direct = (g_mean.view(-1, 1, 1) + 2 * g_var.view(-1, 1, 1) * centred) / (z.numel() // z.shape[1])

@@ -147,12 +147,15 @@ def grad_forward(ctx, g):
 
 def save_stats(ctx, inputs, output):
     x, weight, *ctx.geometry, ctx.tf32 = inputs
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, weight, *output[:2])
 
 
 def grad_stats(ctx, g, g_mean, g_variance):
     x, weight, z, mean = ctx.saved_tensors
     g, how = through_statistics(g, g_mean, g_variance, z, mean), (*ctx.geometry, None, ctx.tf32)
+    if g is None:
+        return (None,) * 7
     dx = backward_input(g, weight, x.shape, *how) if ctx.needs_input_grad[0] else None
     dw = backward_weight(g, x, weight.shape, *how) if ctx.needs_input_grad[1] else None
     return dx, dw, *[None] * 5

@@ -178,6 +178,7 @@ def through(ctx, g, y, x, weight, pre_scale, pre_shift, weight_too, need_pre):
 def save_stats(ctx, inputs, output):
     x, weight, shift, pre_scale, pre_shift, ctx.stride, ctx.tf32 = inputs
     ctx.shift = None if shift is None else shift.dtype
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, weight, pre_scale, pre_shift, *output[:2])
 
 
@@ -185,6 +186,8 @@ def grad_stats(ctx, g, g_mean, g_var):
     x, weight, pre_scale, pre_shift, z, mean = ctx.saved_tensors
     need = ctx.needs_input_grad
     g = through_statistics(g, g_mean, g_var, z, mean)
+    if g is None:
+        return (None,) * 7
     dx, dw, dpre_scale, dpre_shift = through(ctx, g, None, x, weight, pre_scale, pre_shift, need[1], need[3:5])
     shift = g.sum((0, 2, 3), dtype=wide_type(g)).to(ctx.shift) if ctx.shift is not None and need[2] else None
     return dx, dw, shift, dpre_scale, dpre_shift, None, None

@@ -1,5 +1,6 @@
 """conv2d_bn_relu against its formula in float64 and torch's modules: both modes, all gradients, running statistics."""
 
+import functools
 import random
 
 import pytest
@@ -191,7 +192,53 @@ def test_gradcheck(relu, residual):
         assert torch.autograd.gradgradcheck(g, args)
 
 
+def split(x, weight, bias, r, gamma, beta, relu=True, eps=1e-5):
+    """conv2d_bn_relu in training with the convolution and its statistics computed elsewhere, as by Triton's kernels."""
+    z = F.conv2d(x, weight, bias, *GEOMETRY)
+    var, mean = (t.detach() for t in torch.var_mean(z, (0, 2, 3), correction=0))
+    return fused.ops.normalize(z, mean, var, gamma, beta, r, eps, relu)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("residual", [False, True])
+def test_normalize_conv2d(relu, residual):
+    """The same y and gradients, of both orders, as of the op that convolves, too."""
+    args = small(residual=residual)
+    whole, apart = ops.conv2d_bn_relu(*args, *GEOMETRY, 1e-5, relu)[0], split(*args, relu=relu)
+    torch.testing.assert_close(apart, whole)
+    leaves, g = [a for a in args if a is not None], torch.randn_like(whole)
+    for ours, wanted in zip(*(torch.autograd.grad(y, leaves, g) for y in (apart, whole))):
+        torch.testing.assert_close(ours, wanted)
+    assert torch.autograd.gradcheck(functools.partial(split, relu=relu), args)
+    assert torch.autograd.gradgradcheck(functools.partial(split, relu=relu), args)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_normalize_conv2d_has_the_same_bits(dtype, layout):
+    """In both, and in the gradient, the sign of ReLU's input is that of one formula."""
+    x, weight, _, r, gamma, beta = (t.detach().to(dtype) for t in small(torch.float32))
+    args = (x.contiguous(memory_format=layout), weight, None, r, gamma.float(), beta.float())
+    y, z, mean, var = ops._conv2d_bn_relu(*args, *GEOMETRY, 1e-5, True)
+    assert ops._normalize_conv2d(z, mean, var, *args[4:], r, 1e-5, True).equal(y)
+
+
+def test_normalize_conv2d_refuses_what_does_not_fit():
+    z, c, r = torch.randn(2, 6, 3, 2), torch.rand(6), torch.randn(2, 6, 3, 3)
+    with pytest.raises(RuntimeError, match="expected residual to have the output's size"):
+        ops._normalize_conv2d(z, c, c, None, None, r, 1e-5, True)
+    with pytest.raises(RuntimeError, match="mean"):
+        ops._normalize_conv2d(z, c[:5], c, None, None, None, 1e-5, True)
+    assert ops._normalize_conv2d(z[:0], c, c, None, None, None, 1e-5, True).shape == (0, 6, 3, 2)
+
+
 def test_opcheck():
+    z = torch.randn(2, 6, 3, 2, requires_grad=True)
+    gamma, beta = small(torch.float32)[4:]
+    for residual in (None, torch.randn_like(z, requires_grad=True)):
+        torch.library.opcheck(
+            ops.normalize_conv2d, (z, torch.rand(6), torch.rand(6), gamma, beta, residual, 1e-5, True)
+        )
     for residual in (True, False):
         torch.library.opcheck(ops.conv2d_bn_relu, (*small(torch.float32, residual), *GEOMETRY, 1e-5, True))
     x, weight, bias, r, gamma, beta = (t.detach() for t in small(torch.float32))

@@ -58,6 +58,26 @@ Affine affine(const Doubles& mean, const Doubles& var, const Doubles& weight, co
   return a;
 }
 
+// act(z * scale + shift + residual) by the channels' mean and variance; z dense.
+Tensor by_statistics(const Tensor& z, const Doubles& mean, const Doubles& var, const OptionalTensor& bn_weight,
+                     const OptionalTensor& bn_bias, const OptionalTensor& residual, double eps, bool relu) {
+  const MemoryFormat format = format_of(z);
+  const Tensor y = empty(sizes(z), z, format);
+  const Dtype dtype = dtype_of(kOp, z);
+  const Affine a = affine(mean, var, values(kOp, "bn_weight", bn_weight, z.size(1), 1),
+                          values(kOp, "bn_bias", bn_bias, z.size(1), 0), eps);
+  const Channels scale(a.scale, dtype), shift(a.shift, dtype);
+  if (residual) check_like(kOp, "residual", *residual, z);
+  if (!y.numel()) return y;
+  BatchNormReluParams p = params_of(kOp, z, format, relu);
+  p.scale = scale.data(), p.shift = shift.data();
+  const Tensor r = residual ? dense(*residual, format) : z;
+  if (residual) p.residual = r.const_data_ptr();
+  p.out = y.mutable_data_ptr();
+  parallel_for(units_of(p, z), grain(p), [&](int64_t b, int64_t e) { FASTCNN_CPU(batch_norm_relu)(p, b, e); });
+  return y;
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
                                                    const OptionalTensor& residual, const OptionalTensor& bn_weight,
                                                    const OptionalTensor& bn_bias, const Ints& stride,
@@ -66,28 +86,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor
   Moments moments{};
   const Tensor z =
       conv2d_with_moments(x, weight, bias, read_args(kOp, stride, padding, dilation, groups), accuracy, moments);
-  if (residual) check_like(kOp, "residual", *residual, z);
   const int64_t channels = z.size(1);
-  const Doubles gamma = values(kOp, "bn_weight", bn_weight, channels, 1),
-                beta = values(kOp, "bn_bias", bn_bias, channels, 0);
-  const MemoryFormat format = format_of(z);
-  const Tensor y = empty({z.size(0), z.size(1), z.size(2), z.size(3)}, z, format);
   const Dtype dtype = dtype_of(kOp, z);
   Doubles mean(channels, 0.0), var(channels, 0.0);
-  if (y.numel()) {
+  if (z.numel()) {
     dtype == Dtype::f64 ? combine<double>(moments, channels, mean, var) : combine<float>(moments, channels, mean, var);
     // As wide as backward gets them: another scale could put the sign of ReLU's input on the other side of zero there.
     if (dtype != Dtype::f64) round_to_float(mean), round_to_float(var);
-    BatchNormReluParams p = params_of(kOp, z, format, relu);
-    const Affine a = affine(mean, var, gamma, beta, eps);
-    const Channels scale(a.scale, dtype), shift(a.shift, dtype);
-    p.scale = scale.data(), p.shift = shift.data();
-    const Tensor r = residual ? dense(*residual, format) : z;
-    if (residual) p.residual = r.const_data_ptr();
-    p.out = y.mutable_data_ptr();
-    parallel_for(units_of(p, z), grain(p), [&](int64_t b, int64_t e) { FASTCNN_CPU(batch_norm_relu)(p, b, e); });
   }
+  const Tensor y = by_statistics(z, mean, var, bn_weight, bn_bias, residual, eps, relu);
   return {y, z, tensor_of(mean, z, accumulator_type(dtype)), tensor_of(var, z, accumulator_type(dtype))};
+}
+
+Tensor normalize(const Tensor& conv, const Tensor& mean, const Tensor& var, const OptionalTensor& bn_weight,
+                 const OptionalTensor& bn_bias, const OptionalTensor& residual, double eps, bool relu) {
+  check_4d(kOp, "z", conv);
+  const Tensor z = dense(conv);
+  const int64_t channels = z.size(1);
+  return by_statistics(z, values(kOp, "mean", mean, channels, 0), values(kOp, "var", var, channels, 1), bn_weight,
+                       bn_bias, residual, eps, relu);
 }
 
 // S and Q of every channel: the units' sums in their order, in double.
@@ -158,10 +175,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Te
 #define ARGUMENTS                                                                                                   \
   "Tensor x, Tensor weight, Tensor? bias, Tensor? residual, Tensor? bn_weight, Tensor? bn_bias, SymInt[2] stride, " \
   "SymInt[2] padding, SymInt[2] dilation, SymInt groups, float eps, bool relu, int accuracy=1"
+#define NORMALIZED \
+  "Tensor z, Tensor mean, Tensor var, Tensor? bn_weight, Tensor? bn_bias, Tensor? residual, float eps, bool relu"
 STABLE_TORCH_LIBRARY_FRAGMENT(fastcnn, m) {
   // y, the convolution's output z, and its channels' mean and variance (biased) over the batch.
   m.def("conv2d_bn_relu(" ARGUMENTS ") -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("_conv2d_bn_relu(" ARGUMENTS ") -> (Tensor, Tensor, Tensor, Tensor)");  // without autograd
+  // Such a y where the convolution and its statistics are there: mean and var are z's own.
+  m.def("normalize_conv2d(" NORMALIZED ") -> Tensor");
+  m.def("_normalize_conv2d(" NORMALIZED ") -> Tensor");  // without autograd
   // Gradients of z, of the residual (empty unless `masked`), of bn_weight and of bn_bias. y: needed where a residual
   // went into the ReLU, else its sign is recomputed.
   m.def(
@@ -172,5 +194,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastcnn, m) {
 STABLE_TORCH_LIBRARY_IMPL(fastcnn, CPU, m) {
   m.impl("conv2d_bn_relu", TORCH_BOX(&fastcnn::forward));
   m.impl("_conv2d_bn_relu", TORCH_BOX(&fastcnn::forward));
+  m.impl("normalize_conv2d", TORCH_BOX(&fastcnn::normalize));
+  m.impl("_normalize_conv2d", TORCH_BOX(&fastcnn::normalize));
   m.impl("_batch_norm_relu_backward", TORCH_BOX(&fastcnn::backward));
 }

@@ -162,14 +162,14 @@ def _winograd(given: dict[str, Any]) -> bool:
 
 
 def _triton_rivals(op: str, given: dict[str, Any]) -> list[str]:
-    """Candidates beside Triton's default, if that would run for the arguments of conv2d or, in inference, of
-    conv2d_bn_relu."""
+    """Candidates beside Triton's default, if that would run for the arguments of conv2d or conv2d_bn_relu."""
     x, weight = given["input"], given["weight"] if op in ("conv2d", "conv2d_bn_relu") else None
-    if weight is None or x.is_cpu or given.get("training"):
+    if weight is None or x.is_cpu:
         return []
     level = with_tf32(ACCURACIES.index(given.get("accuracy") or config.accuracy), x)
     stride, padding, dilation = _geometry(given)
-    if not _triton.takes(x, weight, given["bias"], stride, padding, dilation, given["groups"], level):
+    takes = _triton.trains if given.get("training") else _triton.takes
+    if not takes(x, weight, given["bias"], stride, padding, dilation, given["groups"], level):
         return []
     return _triton.rivals(x, weight, stride, given["groups"], level)
 

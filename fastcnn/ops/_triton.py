@@ -66,6 +66,14 @@ def takes(x, weight, bias, stride, padding, dilation, groups: int, level: int) -
     return route(x, weight, padding, groups, level)[0] != ""
 
 
+BIAS = "a bias before batch normalization, which takes it away again, is left to the CUDA kernels"
+
+
+def trains(x, weight, bias, stride, padding, dilation, groups: int, level: int) -> bool:
+    """Whether Triton's kernels compute this convolution and the statistics of its output."""
+    return bias is None and takes(x, weight, None, stride, padding, dilation, groups, level)
+
+
 def rivals(x, weight, stride, groups: int, level: int) -> list[str]:
     """What policy "fastest" times beside the default for what `takes` takes: the CUDA kernel and, of a 1x1 convolution,
     other tiles. A name is the candidate that runs while road.candidate is it."""
@@ -94,3 +102,15 @@ def conv2d(x, weight, scale, shift, residual, stride, padding, dilation, groups:
     return dispatch(
         grouped_conv2d, grouped_conv2d.raw, needs_grad, *tensors, stride, padding, dilation, groups, relu, tf32
     )
+
+
+def conv2d_stats(x, weight, stride, padding, dilation, groups: int, level: int):
+    """conv2d(x, weight) for what `trains` takes, and its channels' mean and biased variance."""
+    needs_grad, tf32 = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad), level >= TF32
+    if groups == 1:
+        from fastcnn.kernels.pointwise import pointwise_stats as op
+
+        return dispatch(op, op.raw, needs_grad, x, weight, None, None, None, stride, tf32)
+    from fastcnn.kernels.grouped import grouped_conv2d_stats as op
+
+    return dispatch(op, op.raw, needs_grad, x, weight, stride, padding, dilation, groups, tf32)

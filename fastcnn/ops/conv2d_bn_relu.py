@@ -35,6 +35,8 @@ def define(namespace: str) -> SimpleNamespace:
     register_fake(f"{namespace}::conv2d_bn_relu", fake)
     register_fake(f"{namespace}::_conv2d_bn_relu", fake)
     register_fake(f"{namespace}::_batch_norm_relu_backward", backward_fake)
+    for name in ("normalize_conv2d", "_normalize_conv2d"):
+        register_fake(f"{namespace}::{name}", lambda z, *_: torch.empty_like(z, memory_format=memory_format(z)))
     torch.library.register_vmap(ops._conv2d_bn_relu.default, loop(ops._conv2d_bn_relu.default))
     torch.library.register_vmap(ops._batch_norm_relu_backward.default, loop(ops._batch_norm_relu_backward.default))
     autocast(namespace, "conv2d_bn_relu", ops.conv2d_bn_relu.default, first=4)
@@ -89,9 +91,7 @@ def define(namespace: str) -> SimpleNamespace:
             at = dict(zip(wanted, some))
             x, weight, bias, residual, bn_weight, bn_bias = (at.get(i, t) for i, t in enumerate(tensors))
             z = conv.conv(x, weight, bias, None, *ctx.geometry, False, ctx.accuracy)
-            u = normalized(z, bn_weight, bn_bias, ctx.eps)
-            u = u if residual is None else u + residual
-            return u.relu() if ctx.relu else u
+            return activated(z, bn_weight, bn_bias, residual, ctx.eps, ctx.relu)
 
         vjp = torch.func.vjp(forward, *(tensors[i] for i in wanted))[1]
         grads = dict(zip(wanted, vjp(g)))
@@ -99,22 +99,62 @@ def define(namespace: str) -> SimpleNamespace:
 
     op = Differentiable(ops.conv2d_bn_relu.default, save, grad, loop, raw=ops._conv2d_bn_relu.default)
 
+    def save_normalize(ctx, inputs, output):
+        z, mean, var, bn_weight, bn_bias, residual, ctx.eps, ctx.relu = inputs
+        y = output if ctx.relu and residual is not None else None
+        ctx.save_for_backward(z, mean, var, bn_weight, bn_bias, residual, y)
+
+    def grad_normalize(ctx, g):
+        """z's gradient is the whole of it: mean and var, which get none, are z's own."""
+        z, mean, var, bn_weight, bn_bias, residual, y = ctx.saved_tensors
+        need = ctx.needs_input_grad
+        if torch.is_grad_enabled():  # by ops that have gradients of their own
+            tensors, wanted = (z, bn_weight, bn_bias, residual), [i for i, at in enumerate((0, 3, 4, 5)) if need[at]]
+
+            def forward(*some):
+                z, bn_weight, bn_bias, residual = (dict(zip(wanted, some)).get(i, t) for i, t in enumerate(tensors))
+                return activated(z, bn_weight, bn_bias, residual, ctx.eps, ctx.relu)
+
+            vjp = torch.func.vjp(forward, *(tensors[i] for i in wanted))[1]
+            dz, dw, db, dr = (dict(zip(wanted, vjp(g))).get(i) for i in range(4))
+            return dz, None, None, dw, db, dr, None, None
+        masked = ctx.relu and need[5]
+        dz, dr, dw, db = ops._batch_norm_relu_backward.default(
+            g, z, y, mean, var, bn_weight, bn_bias, ctx.eps, ctx.relu, masked
+        )
+        return (
+            dz if need[0] else None,
+            None,
+            None,
+            dw.to(bn_weight.dtype) if need[3] else None,
+            db.to(bn_bias.dtype) if need[4] else None,
+            (dr if masked else g) if need[5] else None,
+            None,
+            None,
+        )
+
+    normalize = Differentiable(
+        ops.normalize_conv2d.default, save_normalize, grad_normalize, loop, raw=ops._normalize_conv2d.default
+    )
+
     def flops(x, weight, *rest, out_shape=None, **kwargs):
         return conv_flop_count(list(x), list(weight), list(out_shape[0]))
 
     register_flop_formula([ops.conv2d_bn_relu, ops._conv2d_bn_relu])(flops)
-    return SimpleNamespace(op=op, raw=ops._conv2d_bn_relu.default)
+    return SimpleNamespace(op=op, raw=ops._conv2d_bn_relu.default, normalize=normalize)
 
 
-def normalized(z, bn_weight, bn_bias, eps):
-    """(z - mean) / sqrt(var + eps) * bn_weight + bn_bias, with z's own mean and biased variance, by torch's ops."""
+def activated(z, bn_weight, bn_bias, residual, eps, relu):
+    """act((z - mean) / sqrt(var + eps) * bn_weight + bn_bias + residual), with z's own mean and biased variance, by
+    torch's ops."""
     wide = z if z.dtype == torch.float64 else z.float()
     mean = wide.mean((0, 2, 3), keepdim=True)
     var = ((wide - mean) ** 2).mean((0, 2, 3), keepdim=True)
     u = (wide - mean) * (var + eps).rsqrt()
     u = u if bn_weight is None else u * bn_weight.to(u.dtype).view(-1, 1, 1)
     u = u if bn_bias is None else u + bn_bias.to(u.dtype).view(-1, 1, 1)
-    return u.to(z.dtype)
+    u = u.to(z.dtype) if residual is None else u.to(z.dtype) + residual
+    return u.relu() if relu else u
 
 
 def reference(x, weight, bias, residual, bn_weight, bn_bias, geometry, eps, relu):
@@ -207,7 +247,14 @@ def _train(x, weight, bias, residual, norm, geometry, momentum, eps, relu):
     running_mean, running_var, bn_weight, bn_bias = norm
     tensors = (x, weight, bias, residual, bn_weight, bn_bias)
     needs_grad = any(t is not None and t.requires_grad for t in tensors)
-    y, _, mean, var = dispatch(ops.op, ops.raw, needs_grad, *tensors, *geometry, eps, relu, with_tf32(config.level, x))
+    level = with_tf32(config.level, x)
+    stride, padding, dilation, groups = geometry
+    if not x.is_cpu and _triton.trains(x, weight, bias, stride, padding, dilation, groups, level):
+        z, mean, var = _triton.conv2d_stats(x, weight, stride, padding, dilation, groups, level)
+        norm_args = (z, mean, var, bn_weight, bn_bias, residual, eps, relu)
+        y = dispatch(ops.normalize, ops.normalize.raw, needs_grad, *norm_args)
+    else:
+        y, _, mean, var = dispatch(ops.op, ops.raw, needs_grad, *tensors, *geometry, eps, relu, level)
     count = y.shape[0] * y.shape[2] * y.shape[3]
     if count == 1:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {list(y.shape)}")

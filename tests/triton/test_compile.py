@@ -131,6 +131,27 @@ def test_make_fx_keeps_the_arguments():
     ]
 
 
+def training(x, w, v, mean, var):
+    """The same two convolutions, each with batch normalization in training, the second with a residual."""
+    y = F.conv2d_bn_relu(x, w, None, mean, var, None, None, training=True)
+    return F.conv2d_bn_relu(y, v, None, mean, var, None, None, padding=1, groups=4, training=True, residual=x)
+
+
+def test_training_is_one_graph():
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        x, weight, _, narrow = arguments()
+        tensors = x, weight, narrow, *(torch.zeros(64, device="cuda") for _ in range(2))
+        found = [t for t in targets(make_fx(training)(*tensors).graph) if "fastcnn" in t]
+        y = torch.compile(training, backend="eager", fullgraph=True)(*tensors)
+    assert y.is_contiguous(memory_format=LAST)
+    assert found == [
+        "fastcnn.pointwise_conv2d_stats.default",
+        "fastcnn._normalize_conv2d.default",
+        "fastcnn.grouped_conv2d_stats.default",
+        "fastcnn._normalize_conv2d.default",
+    ]
+
+
 def test_export_has_the_ops():
     """Exported programs hold the ops, which can be saved, not the launches."""
 

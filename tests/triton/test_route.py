@@ -4,6 +4,7 @@ import functools
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastcnn
 import fastcnn.functional as F
@@ -100,8 +101,42 @@ def test_override_and_missing_triton(monkeypatch):
     assert "Triton: FASTCNN_TRITON=0" in chosen(*sizes).considered
 
 
+def train(x, w, bias=None, **options):
+    x = x.contiguous(memory_format=torch.channels_last)
+    return F.conv2d_bn_relu(x, w, bias, None, None, None, None, training=True, **options)
+
+
+def training_rows(*sizes, **options):
+    """explain's rows for conv2d_bn_relu in training, of CUDA tensors."""
+    return fastcnn.explain(functools.partial(train, **options), *sizes, dtype=F16, device="cuda").rows
+
+
+def test_training_takes_the_statistics_in_the_epilogue():
+    convolution, normalization = training_rows((2, 64, 9, 7), (32, 64, 1, 1), stride=2)
+    assert convolution.kernel == "pointwise (Triton)"
+    assert convolution.considered == ["mma (CUDA): would run with FASTCNN_TRITON=0"]
+    assert normalization.kernel == "normalize_conv2d (CUDA)"
+    convolution, _ = training_rows((2, 64, 9, 7), (64, 16, 3, 3), padding=1, groups=4)
+    assert convolution.kernel == "grouped (Triton)"
+    (row,) = training_rows((2, 64, 9, 7), (32, 64, 3, 3))
+    assert row.kernel == "mma, then batch_norm_relu (CUDA)"
+    (row,) = training_rows((2, 64, 9, 7), (32, 64, 1, 1), (32,))
+    assert f"Triton: {_triton.BIAS}" in row.considered
+
+
+def test_trainings_gradients_are_tritons():
+    with FakeTensorMode():
+        x, weight = (torch.empty(size, device="cuda", dtype=F16) for size in ((2, 64, 9, 7), (32, 64, 1, 1)))
+        normalization = train(x, weight.requires_grad_()).grad_fn
+    (convolution, _), *_ = normalization.next_functions
+    assert (normalization.name(), convolution.name()) == (
+        "normalize_conv2dBackward",
+        "pointwise_conv2d_statsBackward",
+    )
+
+
 def test_normalization_is_folded_into_the_epilogue():
-    """In inference the weight is not touched: scale and shift are the kernel's. In training the CUDA kernel runs."""
+    """In inference the weight is not touched: scale and shift are the kernel's."""
     model = fastcnn.nn.ConvBNReLU2d(64, 32, 1).to(memory_format=torch.channels_last)
     (row,) = fastcnn.explain(model, (2, 64, 9, 7), dtype=F32, device="cuda").rows
     assert row.kernel == "pointwise (Triton)"
@@ -134,7 +169,9 @@ def test_policy_fastest_times_other_tiles_and_the_cuda_kernel():
     grouped = given | dict(weight=torch.empty(32, 16, 3, 3, device="meta", dtype=F16), padding=1, groups=4)
     assert _triton_rivals("conv2d", grouped) == [cuda]
     assert _triton_rivals("conv2d", given | dict(padding=1)) == []
-    assert _triton_rivals("conv2d_bn_relu", given | dict(training=True)) == []
+    training = given | dict(training=True)
+    assert _triton_rivals("conv2d_bn_relu", training) == [cuda, *tiles]
+    assert _triton_rivals("conv2d_bn_relu", training | dict(bias=torch.empty(32, device="meta", dtype=F16))) == []
     assert _triton_rivals("max_pool2d", given) == []
 
 
