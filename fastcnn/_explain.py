@@ -202,11 +202,11 @@ def _on_triton(where: str, name: str, x: torch.Tensor, weight: torch.Tensor, arg
     stats = name.endswith("_stats")
     if name.startswith("pointwise"):
         groups, padding, geometry = 1, (0, 0), (*args[5 if stats else 7], 0, 0, 1, 1, 1)
-        tile = str(pointwise_forward.tile_of(pixels, inputs, outputs, x.dtype, tf32, chip))
+        tile = str(pointwise_forward.tile_of(pixels, inputs, outputs, x.dtype, tf32, chip, stats=stats))
     else:
         stride, padding, dilation, groups = args[2:6] if stats else args[5:9]
         geometry = (*stride, *padding, *dilation, groups)
-        tile = str(tiles_grouped.grouped_tile(pixels, groups, inputs, outputs // groups, x.dtype, chip))
+        tile = str(tiles_grouped.grouped_tile(pixels, groups, inputs, outputs // groups, x.dtype, chip, stats))
     other = _cuda_conv2d(where, "conv2d", x, weight, y, tuple(geometry), tf32)
     return replace(
         other,

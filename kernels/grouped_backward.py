@@ -12,17 +12,9 @@ import triton.language as tl
 
 from .epilogue import dot
 from .grouped_forward import block_diagonal, check, flags, geometry, out_shape, rows_of_channels, separated
+from .reductions import masked_gradient, sum_splits
 from .register import processors, wrap_triton
 from .tiles_grouped import GroupedTile, GroupedWeightTile, grouped_tile, grouped_weight_tile
-
-
-@triton.jit
-def masked_gradient(grad, y, mask, HAS_Y: tl.constexpr):
-    """Tiles of pointers to the gradient, and to the ReLU's output: 0 where that is, as threshold_backward does it."""
-    g = tl.load(grad, mask=mask, other=0.0)
-    if HAS_Y:
-        g = tl.where(tl.load(y, mask=mask, other=0.0).to(tl.float32) <= 0.0, 0.0, g.to(tl.float32)).to(g.dtype)
-    return g
 
 
 @triton.jit
@@ -94,8 +86,10 @@ def sums_over_gradient(
         in_k = (k >= k_from) & (k < k_to)
         at_y = ((n * out_height + p) * out_width + q) * out_channels
         a = masked_gradient(
-            (grad + p * g_h + q * g_w)[:, None] + k[None, :],
-            y + at_y[:, None] + k[None, :],
+            (grad + p * g_h + q * g_w)[:, None],
+            y + at_y[:, None],
+            k[None, :],
+            k[None, :],
             inside[:, None] & in_k[None, :],
             HAS_Y,
         )
@@ -267,8 +261,10 @@ def grouped_conv2d_backward_weight_kernel(
         p = rows // out_width % out_height
         n = rows // out_width // out_height
         g = masked_gradient(
-            (grad + n * g_n + p * g_h + q * g_w + group * OUTPUTS)[:, None] + o[None, :],
-            (y + rows * (groups * OUTPUTS) + group * OUTPUTS)[:, None] + o[None, :],
+            (grad + n * g_n + p * g_h + q * g_w + group * OUTPUTS)[:, None],
+            (y + rows * (groups * OUTPUTS) + group * OUTPUTS)[:, None],
+            o[None, :],
+            o[None, :],
             in_rows[:, None] & in_o[None, :],
             HAS_Y,
         )
@@ -282,22 +278,6 @@ def grouped_conv2d_backward_weight_kernel(
     at = ((group * OUTPUTS + o) * weights)[:, None] + (c % INPUTS * (KH * KW) + tap)[None, :]
     partial += split.to(tl.int64) * (groups * OUTPUTS * weights)
     tl.store(partial + at, sums, mask=diagonal & in_o[:, None] & in_columns[None, :])
-
-
-@triton.jit
-def sum_splits_kernel(partial, total, size, splits, BLOCK: tl.constexpr):
-    """total[e] = sum of partial[s][e], from the first split to the last."""
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    mask = at < size
-    partial += at
-    sums = tl.zeros((BLOCK,), tl.float32)
-    for _ in range(splits):
-        sums += tl.load(partial, mask=mask, other=0.0)
-        partial += size
-    tl.store(total + at, sums.to(total.dtype.element_ty), mask=mask)
-
-
-SUM_BLOCK = 256  # a weight's gradient is small: more would leave processors idle
 
 
 def check_gradient(grad, x, weight, stride, padding, dilation, groups, y) -> None:
@@ -365,6 +345,5 @@ def launch_weight(
         PACK=tile.pack, BLOCK_O=tile.block_o, BLOCK_C=tile.block_c, BLOCK_P=tile.block_p, HAS_Y=y is not None,
         **flags(x, tf32, grad, x), num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
-    size = weight.numel()
-    wrap_triton(sum_splits_kernel)[(triton.cdiv(size, SUM_BLOCK),)](partial, weight, size, tile.splits, BLOCK=SUM_BLOCK)
+    sum_splits(partial.view(tile.splits, 1, -1), weight)
     return weight

@@ -273,7 +273,7 @@ def launch(
     x, pixels = rows_of_channels(x), n * oh * ow
     residual = None if residual is None else residual.contiguous(memory_format=torch.channels_last)
     y = empty_rows(x, n, outputs, oh, ow)
-    tile = tile or grouped_tile(pixels, groups, weight.shape[1], outputs // groups, x.dtype, processors(x))
+    tile = tile or grouped_tile(pixels, groups, weight.shape[1], outputs // groups, x.dtype, processors(x), moments)
     blocks = triton.cdiv(pixels, tile.block_m)
     torch._check(not moments or pixels > 0, lambda: f"grouped_conv2d_stats: no pixels in {list(x.shape)}")
     workspace = x.new_empty((blocks, 2, outputs), dtype=torch.float32) if moments else None

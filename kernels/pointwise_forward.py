@@ -11,7 +11,7 @@ from .epilogue import merge_moments
 from .pointwise_kernels import pointwise_kernel, pointwise_reduce_kernel
 from .register import INTERPRETED, processors, wrap_triton
 from .rows import DTYPES, empty_rows, matrix, precision, rows
-from .tiles import CANDIDATE, PointwiseTile, cdiv, pointwise_candidates, pointwise_tile
+from .tiles import CANDIDATE, PointwiseTile, beside_sums, cdiv, pointwise_candidates, pointwise_tile
 
 
 def output_size(x: Tensor, weight: Tensor, stride: Sequence[int]) -> tuple[int, int, int, int]:
@@ -96,13 +96,22 @@ def needs_int64(*tensors: Tensor) -> bool:
     return any(extent >= 2**31 - 2**12 for extent in extents)
 
 
-def tile_of(pixels: int, inputs: int, outputs: int, dtype: torch.dtype, tf32: bool, processors: int) -> PointwiseTile:
+def tile_of(
+    pixels: int,
+    inputs: int,
+    outputs: int,
+    dtype: torch.dtype,
+    tf32: bool,
+    processors: int,
+    pre: bool = False,
+    stats: bool = False,
+) -> PointwiseTile:
     """The rule's tile, or the one that policy "fastest" is timing or has found."""
     sizes = (pixels, inputs, outputs, dtype, tf32, processors)
-    rule = pointwise_tile(*sizes)
-    if not road.candidate.startswith(CANDIDATE):
-        return rule
-    return pointwise_candidates(*sizes).get(road.candidate, rule)  # a verdict may name what is no candidate any more
+    tile = pointwise_tile(*sizes)
+    if road.candidate.startswith(CANDIDATE):  # a verdict may name what is no candidate any more
+        tile = pointwise_candidates(*sizes).get(road.candidate, tile)
+    return beside_sums(tile, dtype, pre, stats)
 
 
 def launch(
@@ -137,7 +146,7 @@ def launch(
     strided = tuple(stride) != (1, 1) or apart is None
     vectors = [None if v is None else v.contiguous() for v in (scale, shift)]
     pre = [None if v is None else v.float().contiguous() for v in (pre_scale, pre_shift)]
-    t = tile or tile_of(pixels, inputs, outputs, x.dtype, tf32, processors(x))
+    t = tile or tile_of(pixels, inputs, outputs, x.dtype, tf32, processors(x), pre_scale is not None, stats)
     wide = needs_int64(x, y, *([] if residual is None else [residual]))
     tiles_p, tiles_o = cdiv(pixels, t.pixels), cdiv(outputs, t.outputs)
     partial = y.new_empty((t.split, pixels, outputs), dtype=torch.float32) if t.split > 1 else None

@@ -75,6 +75,16 @@ def pointwise_tile(
     return PointwiseTile(block_p, block_o, block_c, 8, split, persistent, warps, 3)
 
 
+def beside_sums(tile: PointwiseTile, dtype: torch.dtype, pre: bool, stats: bool) -> PointwiseTile:
+    """The tile with room for what normalization on load or statistics hold beside the sums. Of TF32 they would spill:
+    the one in 128 x 128 sums on sm_80, the other beside a persistent loop's tile on sm_100."""
+    if dtype is torch.float32 and pre and tile.pixels * tile.outputs >= 128 * 128:
+        tile = replace(tile, pixels=64)
+    if dtype is torch.float32 and stats:
+        tile = replace(tile, persistent=False)
+    return tile
+
+
 def pointwise_candidates(
     pixels: int, inputs: int, outputs: int, dtype: torch.dtype, tf32: bool, processors: int
 ) -> dict[str, PointwiseTile]:

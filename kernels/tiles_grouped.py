@@ -55,7 +55,13 @@ def groups_in_pack(groups: int, inputs: int, outputs: int) -> int:
 
 
 def grouped_tile(
-    pixels: int, groups: int, inputs: int, outputs: int, dtype: torch.dtype, processors: int = A100
+    pixels: int,
+    groups: int,
+    inputs: int,
+    outputs: int,
+    dtype: torch.dtype,
+    processors: int = A100,
+    moments: bool = False,
 ) -> GroupedTile:
     """pixels: of the whole batch that `outputs` channels of each group are computed for; inputs: channels summed.
 
@@ -65,6 +71,7 @@ def grouped_tile(
     read again.
     num_stages: a step of a narrow pack moves 128 x 16 values, 4 KiB: four in flight cover a latency that two do not,
     in less than 20 KiB of shared memory. A wide one moves 24 KiB: three.
+    num_warps: four, with statistics of TF32 eight, whose sums four would spill on sm_100.
     """
     pack = groups_in_pack(groups, inputs, outputs)
     block_k = min(64, max(16, next_power_of_2(pack * inputs)))
@@ -75,7 +82,8 @@ def grouped_tile(
     block_m = 64 if dtype == torch.float32 else 128
     while block_m > 32 and math.ceil(pixels / block_m) * columns < 2 * processors:
         block_m //= 2
-    return GroupedTile(pack, block_m, block_n, block_k, num_warps=4, num_stages=4 if block_k <= 16 else 3)
+    warps = 8 if moments and dtype == torch.float32 else 4
+    return GroupedTile(pack, block_m, block_n, block_k, num_warps=warps, num_stages=4 if block_k <= 16 else 3)
 
 
 def grouped_weight_tile(

@@ -252,9 +252,10 @@ def triton_kernels(result: "TritonResult") -> Table:
     columns = ("kernel", "file", "sm", "type", "variants", "registers", "shared", "spills", "local", "loop")
     text = (
         f"Compiled by Triton {toolchain.TRITON} with the constants and promises that the ops' host code launches them "
-        "with for the named layers, each variant once: registers of a thread, bytes of dynamic shared memory, bytes "
-        "of spills and accesses to local memory of the worst variant; of the hottest loop: instructions, how it "
-        "multiplies (HMMA: mma.sync; HGMMA: wgmma; UTCHMMA: tcgen05) and its asynchronous copies."
+        "with for the named layers and for what else they can fuse (bench/static/triton_fused.py), each variant once: "
+        "registers of a thread, bytes of dynamic shared memory, bytes of spills and accesses to local memory of the "
+        "worst variant; of the hottest loop: instructions, how it multiplies (HMMA: mma.sync; HGMMA: wgmma; UTCHMMA: "
+        "tcgen05) and its asynchronous copies."
     )
     return Table("Triton kernels", text, (*columns, "tensor cores", "copies"), sorted(rows))
 

@@ -27,6 +27,11 @@ def chip_of(arch: int) -> Chip | None:
     return next((chip for chip in CHIPS if chip.name == _CHIPS.get(arch)), None)
 
 
+def processors_of(arch: int) -> int:
+    chip = chip_of(arch)
+    return chip.processors if chip else 148  # a B200's
+
+
 def beside(architectures: Sequence[str]) -> tuple[int, ...]:
     """Triton's architectures for nvcc's; with all of nvcc's, sm_100 too."""
     of = {chip.arch: arch for arch in ARCHITECTURES if (chip := chip_of(arch))}
@@ -105,14 +110,16 @@ def examine(
     cache_dir: Path = CACHE,
 ) -> TritonResult:
     """cuda: the CUDA kernels by architecture and name, if their bounds shall stand beside."""
+    from . import triton_fused
     from . import triton_layers as named
 
     started: dict[tuple[named.Layer, int], list[Launch]] = {}
     for arch in architectures:
-        chip = chip_of(arch)
         for layer in named.layers_on(arch):
-            started[layer, arch] = named.launches_of(layer, chip.processors if chip else 148)  # a B200's
-    compiled = compile_all(((launch, arch) for (_, arch), found in started.items() for launch in found), cache_dir)
+            started[layer, arch] = named.launches_of(layer, processors_of(arch))
+    every = [(launch, arch) for (_, arch), found in started.items() for launch in found]
+    every += [(launch, arch) for arch in architectures for launch in triton_fused.started(processors_of(arch))]
+    compiled = compile_all(every, cache_dir)
     kernels = {arch: {name: k for (name, of), k in compiled.items() if of == arch} for arch in architectures}
     results: dict[str, LayerOnTriton] = {}
     for (layer, arch), found in started.items():

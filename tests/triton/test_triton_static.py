@@ -11,10 +11,11 @@ if importlib.util.find_spec("triton") is None:
     pytest.skip("no Triton", allow_module_level=True)
 
 from fastcnn.kernels import pointwise
+from fastcnn.kernels.tiles import beside_sums, pointwise_tile
 
 import triton
 import triton.language as tl
-from bench.static import bound, chips, fusion, gate, report, sass, toolchain, triton_gate, triton_layers
+from bench.static import bound, chips, fusion, gate, report, sass, toolchain, triton_fused, triton_gate, triton_layers
 from bench.static.triton_launch import Launch, Taken, launches
 from tests.cases import find
 
@@ -194,6 +195,35 @@ def test_a_worse_layer_is_refused():
     assert table.rows == [("a", "`k`", "0.0", "0.00", "100.0 us DRAM, 100%")]
     page = report.markdown(gate.Result({}, {}, ()), result(100), "make")
     assert page.index("## Layers on Triton: predicted, not timed") < page.index(fusion.table()) < page.index("## Chips")
+
+
+def test_every_kernel_that_fuses_is_there():
+    """In both types: statistics and normalization on load of the products, branches side by side, sums of gradients."""
+    found = triton_fused.started(108)
+    kernels = {each.kernel.__name__ for each in found}
+    assert kernels >= {
+        "pointwise_siblings_kernel", "siblings_backward_input_kernel", "channel_sums_kernel", "merge_moments_kernel",
+    }  # fmt: skip
+    for dtype in (torch.bfloat16, torch.float32):
+        flags = [
+            {name for name, value in each.arguments.items() if value is True}
+            for each in found
+            if next(iter(each.tensors.values())).dtype is dtype
+        ]
+        for wanted in ({"STATS"}, {"STATS", "PRE"}, {"PRE"}, {"HAS_SCALE", "HAS_RESIDUAL", "RELU"}, {"MOMENTS"}):
+            assert any(wanted <= each for each in flags), wanted
+
+
+def test_what_is_held_beside_the_sums_has_room():
+    """In float32, where the plain tile would spill (kernels/tiles.py); explain shows the tile that runs."""
+    plain = pointwise_tile(128 * 56 * 56, 256, 128, torch.float32, True, 108)
+    assert beside_sums(plain, torch.float32, False, False) == plain
+    assert beside_sums(plain, torch.float32, True, False) == replace(plain, pixels=64)
+    assert plain.persistent is False
+    narrow = pointwise_tile(128 * 56 * 56, 64, 64, torch.float32, True, 108)
+    assert narrow.persistent
+    assert not beside_sums(narrow, torch.float32, False, True).persistent
+    assert beside_sums(narrow, torch.bfloat16, True, True) == narrow
 
 
 def test_every_named_layer_is_there():
