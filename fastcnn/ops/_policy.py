@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from .. import _library, _timing
 from .._config import ACCURACIES, STOCK, config, road
 from . import _triton
-from ._face import allows_tf32, native, pair, tracing, with_tf32
+from ._face import allows_tf32, autocast_cast, native, pair, tracing, with_tf32
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -145,10 +145,13 @@ def _wants_gradients(args: tuple, kwargs: dict) -> bool:
 
 
 def _geometry(given: dict[str, Any]) -> list[tuple[int, int]]:
-    """Stride, padding and dilation of a convolution's arguments, 'same' as far as odd kernels of 3 go."""
+    """Stride, padding and dilation of a convolution's arguments; 'same' as on the side that gets less of it."""
+    stride, dilation = (pair("conv2d", name, given[name]) for name in ("stride", "dilation"))
     padding = given["padding"]
-    padding = {"valid": 0, "same": given["dilation"]}.get(padding, padding) if isinstance(padding, str) else padding
-    return [pair("conv2d", "geometry", v) for v in (given["stride"], padding, given["dilation"])]
+    if isinstance(padding, str):
+        same = tuple(d * (k - 1) // 2 for d, k in zip(dilation, given["weight"].shape[2:]))
+        padding = {"valid": 0, "same": same}.get(padding, padding)
+    return [stride, pair("conv2d", "padding", padding), dilation]
 
 
 def _winograd(given: dict[str, Any]) -> bool:
@@ -166,10 +169,11 @@ def _triton_rivals(op: str, given: dict[str, Any]) -> list[str]:
     x, weight = given["input"], given["weight"] if op in ("conv2d", "conv2d_bn_relu") else None
     if weight is None or x.is_cpu:
         return []
+    x, weight, bias = autocast_cast(x if x.dim() == 4 else x.unsqueeze(0), weight, given["bias"])
     level = with_tf32(ACCURACIES.index(given.get("accuracy") or config.accuracy), x)
     stride, padding, dilation = _geometry(given)
     takes = _triton.trains if given.get("training") else _triton.takes
-    if not takes(x, weight, given["bias"], stride, padding, dilation, given["groups"], level):
+    if not takes(x, weight, bias, stride, padding, dilation, given["groups"], level):
         return []
     return _triton.rivals(x, weight, stride, given["groups"], level)
 

@@ -155,23 +155,38 @@ def test_wrong_arguments_are_left_to_conv2d():
         assert not _triton.takes(x, weight, **right | wrong)
 
 
-def test_policy_fastest_times_other_tiles_and_the_cuda_kernel():
+@pytest.fixture
+def fakes():
+    with FakeTensorMode():
+        yield
+
+
+def test_policy_fastest_times_other_tiles_and_the_cuda_kernel(fakes):
     from fastcnn.ops._policy import _triton_rivals
 
-    x = torch.empty(2, 64, 9, 7, device="meta", dtype=F16).contiguous(memory_format=torch.channels_last)
+    x = torch.empty(2, 64, 9, 7, device="cuda", dtype=F16).contiguous(memory_format=torch.channels_last)
     given = dict(
-        input=x, weight=torch.empty(32, 64, 1, 1, device="meta", dtype=F16), bias=None, stride=1, padding=0,
+        input=x, weight=torch.empty(32, 64, 1, 1, device="cuda", dtype=F16), bias=None, stride=1, padding=0,
         dilation=1, groups=1, accuracy=None,
     )  # fmt: skip
     cuda, *tiles = _triton_rivals("conv2d", given)
     assert cuda == _triton.CUDA
     assert len(tiles) > 2
-    grouped = given | dict(weight=torch.empty(32, 16, 3, 3, device="meta", dtype=F16), padding=1, groups=4)
+    grouped = given | dict(weight=torch.empty(32, 16, 3, 3, device="cuda", dtype=F16), padding=1, groups=4)
     assert _triton_rivals("conv2d", grouped) == [cuda]
     assert _triton_rivals("conv2d", given | dict(padding=1)) == []
+    assert _triton_rivals("conv2d", given | dict(padding="same")) == [cuda, *tiles]
+    assert _triton_rivals("conv2d", grouped | dict(padding="same")) == [cuda]
+    assert _triton_rivals("conv2d", given | dict(input=x[0])) == []  # as a batch of one it is not channels_last
+    single = given | dict(input=x.float(), weight=given["weight"].float())
+    torch.set_autocast_enabled("cuda", True)  # torch.autocast would not, without a GPU; its dtype is float16
+    try:
+        assert _triton_rivals("conv2d", single) == [cuda, *tiles]
+    finally:
+        torch.set_autocast_enabled("cuda", False)
     training = given | dict(training=True)
     assert _triton_rivals("conv2d_bn_relu", training) == [cuda, *tiles]
-    assert _triton_rivals("conv2d_bn_relu", training | dict(bias=torch.empty(32, device="meta", dtype=F16))) == []
+    assert _triton_rivals("conv2d_bn_relu", training | dict(bias=torch.empty(32, device="cuda", dtype=F16))) == []
     assert _triton_rivals("max_pool2d", given) == []
 
 
