@@ -2,6 +2,7 @@
 branches side by side. Compiled and checked for spills and instructions; without bounds."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from fastcnn.kernels import MISSING  # noqa: F401  registers the ops
@@ -55,4 +56,16 @@ def calls(dtype: torch.dtype, tf32: bool) -> Iterator[Callable[[], object]]:
 def started(processors: int) -> list[Launch]:
     """What the calls launch, in bfloat16 and TF32."""
     types = ((torch.bfloat16, False), (torch.float32, True))
-    return [each for kind in types for call in calls(*kind) for each in launches(call, processors)]
+    return [without_data(each) for kind in types for call in calls(*kind) for each in launches(call, processors)]
+
+
+def without_data(launch: Launch) -> Launch:
+    """The launch with tensors of its types and alignments, but no memory: a process that holds the address space of all
+    of them cannot fork its compilers."""
+
+    def stand_in(t: Tensor) -> Tensor:
+        offset = t.storage_offset()
+        return torch.empty(offset, dtype=t.dtype)[offset:]
+
+    arguments = {k: stand_in(v) if isinstance(v, Tensor) else v for k, v in launch.arguments.items()}
+    return replace(launch, arguments=arguments)
