@@ -194,7 +194,7 @@ def _cuda_conv2d(
 
 def _on_triton(where: str, name: str, x: torch.Tensor, weight: torch.Tensor, args: tuple, y: torch.Tensor) -> Choice:
     """args: the op's, of which the last says whether float32 may be rounded to TF32."""
-    from fastcnn.kernels import pointwise_forward, tiles_grouped
+    from fastcnn.kernels import grouped_forward, pointwise_forward
     from fastcnn.kernels.register import processors
 
     tf32, pixels, chip = args[-1], y.shape[0] * y.shape[2] * y.shape[3], processors(x)
@@ -206,7 +206,7 @@ def _on_triton(where: str, name: str, x: torch.Tensor, weight: torch.Tensor, arg
     else:
         stride, padding, dilation, groups = args[2:6] if stats else args[5:9]
         geometry = (*stride, *padding, *dilation, groups)
-        tile = str(tiles_grouped.grouped_tile(pixels, groups, inputs, outputs // groups, x.dtype, chip, stats))
+        tile = str(grouped_forward.tile_of(pixels, groups, inputs, outputs // groups, x.dtype, chip, stats))
     other = _cuda_conv2d(where, "conv2d", x, weight, y, tuple(geometry), tf32)
     return replace(
         other,

@@ -13,6 +13,7 @@ from .epilogue import merge_moments
 from .formulas import flops, masked, scaled, stats_flops, through_statistics, wide_type
 from .grouped_backward import check_gradient, launch_input, launch_weight
 from .grouped_forward import check, check_epilogue, launch, out_shape
+from .reductions import channel_sums
 from .register import on_triton, triton_op
 from .rows import empty_rows
 
@@ -128,19 +129,20 @@ def grad_forward(ctx, g):
     """The scale's gradient needs no second look at the pixels: sum g*z over them is sum w*dw over a channel's weight,
     dw being the weight's gradient before the scale."""
     x, weight, scale, y = ctx.saved_tensors
-    need, how = ctx.needs_input_grad, (*ctx.geometry, y, ctx.tf32)
+    need = ctx.needs_input_grad
+    if y is not None and ctx.residual and need[4]:  # whose gradient is the masked one
+        g, y = masked(g, y), None
+    how = (*ctx.geometry, y, ctx.tf32)
     dw = backward_weight(g, x, weight.shape, *how) if need[1] or (scale is not None and need[2]) else None
     dscale = None
     if scale is not None and need[2]:
         dscale = (dw.to(wide_type(dw)) * weight.to(wide_type(dw))).sum((1, 2, 3)).to(scale.dtype)
-    add = (ctx.shift is not None and need[3]) or (ctx.residual and need[4])
-    g_add = masked(g, y) if add else None
     return (
         backward_input(g, scaled(weight, scale), x.shape, *how) if need[0] else None,
         scaled(dw, scale) if need[1] else None,
         dscale,
-        g_add.sum((0, 2, 3), dtype=wide_type(g_add)).to(ctx.shift) if ctx.shift is not None and need[3] else None,
-        g_add if ctx.residual and need[4] else None,
+        channel_sums(g, y).to(ctx.shift) if ctx.shift is not None and need[3] else None,
+        g if ctx.residual and need[4] else None,
         *[None] * 6,
     )
 

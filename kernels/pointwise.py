@@ -17,6 +17,7 @@ from fastcnn.ops._define import Differentiable, fold, loop
 from .formulas import flops, masked, scaled, stats_flops, through_statistics, wide_type
 from .pointwise_backward import backward_input, backward_weight
 from .pointwise_forward import check_all, empty_output, launch, output_size, pixel_stride
+from .reductions import channel_sums
 from .register import on_triton, triton_op
 
 
@@ -133,8 +134,8 @@ def save(ctx, inputs, output):
 def grad(ctx, g):
     x, weight, scale, pre_scale, pre_shift, y = ctx.saved_tensors
     need = ctx.needs_input_grad
-    if y is not None and ((ctx.shift is not None and need[3]) or (ctx.residual and need[4])):
-        g, y = masked(g, y), None  # masked once for all
+    if y is not None and ctx.residual and need[4]:  # whose gradient is the masked one
+        g, y = masked(g, y), None
     dx, dw, dpre_scale, dpre_shift = through(
         ctx, g, y, x, scaled(weight, scale), pre_scale, pre_shift, need[1] or need[2], need[5:7]
     )
@@ -145,7 +146,7 @@ def grad(ctx, g):
         dx,
         scaled(dw, scale) if need[1] else None,
         dscale,
-        g.sum((0, 2, 3), dtype=wide).to(ctx.shift) if ctx.shift is not None and need[3] else None,
+        channel_sums(g, y).to(ctx.shift) if ctx.shift is not None and need[3] else None,
         g if ctx.residual and need[4] else None,
         dpre_scale,
         dpre_shift,
@@ -189,7 +190,7 @@ def grad_stats(ctx, g, g_mean, g_var):
     if g is None:
         return (None,) * 7
     dx, dw, dpre_scale, dpre_shift = through(ctx, g, None, x, weight, pre_scale, pre_shift, need[1], need[3:5])
-    shift = g.sum((0, 2, 3), dtype=wide_type(g)).to(ctx.shift) if ctx.shift is not None and need[2] else None
+    shift = channel_sums(g, None).to(ctx.shift) if ctx.shift is not None and need[2] else None
     return dx, dw, shift, dpre_scale, dpre_shift, None, None
 
 

@@ -14,7 +14,7 @@ from .epilogue import dot, epilogue
 from .formulas import masked
 from .pointwise_backward import add_input_gradient, backward_input, backward_weight
 from .pointwise_backward import check as check_gradient
-from .reductions import backward_reduce
+from .reductions import channel_sums
 from .register import INTERPRETED, on_triton, processors, triton_op, wrap_triton
 from .rows import check_types, empty_rows, matrix, precision, rows, wide
 from .tiles import cdiv
@@ -358,13 +358,6 @@ def save(ctx, inputs, output):
     ctx.save_for_backward(x, *weights, *(outputs if ctx.relu else []))
 
 
-def bias_gradient(g, y):
-    """By PyTorch's ops where it may be differentiated again."""
-    if torch.is_grad_enabled():
-        return masked(g, y).sum((0, 2, 3))
-    return backward_reduce(g, y, None, None, None)[0].to(g.dtype)
-
-
 def gradients(ctx, grads, ys):
     x, *saved = ctx.saved_tensors
     weights = saved[: ctx.count]
@@ -373,7 +366,7 @@ def gradients(ctx, grads, ys):
     return (
         siblings_backward_input(grads, weights, ys, ctx.tf32) if need_x else None,
         [backward_weight(g, x, [1, 1], y, ctx.tf32) if need else None for g, y, need in zip(grads, each, need_weights)],
-        [bias_gradient(g, y) if need else None for g, y, need in zip(grads, each, need_biases)],
+        [channel_sums(g, y).to(g.dtype) if need else None for g, y, need in zip(grads, each, need_biases)],
         None,
         None,
     )

@@ -7,8 +7,10 @@ import torch
 import triton
 import triton.language as tl
 
+from fastcnn.ops._define import loop
+
 from . import tiles_backward as tiles
-from .formulas import masked
+from .formulas import masked, wide_type
 from .register import on_triton, processors, triton_op, wrap_triton
 from .rows import check_types, rows, wide
 from .tiles import cdiv
@@ -177,3 +179,11 @@ def run_backward_reduce(
 
 
 backward_reduce = triton_op("pointwise_conv2d_backward_reduce", run_backward_reduce, backward_reduce_fake)
+torch.library.register_vmap(backward_reduce, loop(backward_reduce))
+
+
+def channel_sums(g: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
+    """(O,) sums of g where the ReLU's output y is positive; by PyTorch's ops where they may be differentiated again."""
+    if torch.is_grad_enabled():
+        return masked(g, y).sum((0, 2, 3), dtype=wide_type(g))
+    return backward_reduce(g, y, None, None, None)[0]

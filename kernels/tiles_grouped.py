@@ -1,9 +1,11 @@
 """Tiles of grouped convolution: sizes in, block sizes out, each with its reason. Predicted, not timed."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+
+from .tiles import CANDIDATE
 
 A100 = 108  # streaming multiprocessors
 
@@ -26,7 +28,10 @@ class GroupedTile:
 
     def __str__(self) -> str:
         groups = f"{self.pack} groups side by side" if self.pack > 1 else "one group"
-        return f"{self.block_m} pixels x {self.block_n} output channels, {groups}, {self.block_k} input channels a step"
+        sums = f"{self.block_m} pixels x {self.block_n} output channels"
+        return (
+            f"{sums}, {groups}, {self.block_k} input channels a step, {self.num_warps} warps, {self.num_stages} stages"
+        )
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,19 @@ def grouped_tile(
         block_m //= 2
     warps = 8 if moments and dtype == torch.float32 else 4
     return GroupedTile(pack, block_m, block_n, block_k, num_warps=warps, num_stages=4 if block_k <= 16 else 3)
+
+
+def grouped_candidates(
+    pixels: int, groups: int, inputs: int, outputs: int, dtype: torch.dtype, processors: int
+) -> dict[str, GroupedTile]:
+    """What policy "fastest" times beside grouped_tile's, by name: tiles that differ from it in one respect each. Left
+    out is what needs more than 99 KiB of shared memory, and of float32 128 pixels, which spill."""
+    rule = grouped_tile(pixels, groups, inputs, outputs, dtype, processors)
+    changes = [dict(block_m=m) for m in (32, 64, 128) if m < 128 or dtype != torch.float32]
+    changes += [dict(num_warps=w) for w in (4, 8)] + [dict(num_stages=s) for s in (2, 3, 4)]
+    tiles = [replace(rule, **change) for change in changes]
+    fit = [t for t in tiles if t.num_stages * (t.block_m + t.block_n) * t.block_k * dtype.itemsize <= 99 * 1024]
+    return {f"{CANDIDATE}{t}": t for t in fit if t != rule}
 
 
 def grouped_weight_tile(

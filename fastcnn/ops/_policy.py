@@ -175,7 +175,7 @@ def _triton_rivals(op: str, given: dict[str, Any]) -> list[str]:
     takes = _triton.trains if given.get("training") else _triton.takes
     if not takes(x, weight, bias, stride, padding, dilation, given["groups"], level):
         return []
-    return _triton.rivals(x, weight, stride, given["groups"], level)
+    return _triton.rivals(x, weight, stride, padding, dilation, given["groups"], level)
 
 
 def _run(face: Callable, name: str, args: tuple, kwargs: dict, notes: tuple[str, ...] = ()) -> Any:

@@ -74,18 +74,19 @@ def trains(x, weight, bias, stride, padding, dilation, groups: int, level: int) 
     return bias is None and takes(x, weight, None, stride, padding, dilation, groups, level)
 
 
-def rivals(x, weight, stride, groups: int, level: int) -> list[str]:
-    """What policy "fastest" times beside the default for what `takes` takes: the CUDA kernel and, of a 1x1 convolution,
-    other tiles. A name is the candidate that runs while road.candidate is it."""
-    if groups > 1:
-        return [CUDA]
-    from fastcnn.kernels.pointwise_forward import output_size
+def rivals(x, weight, stride, padding, dilation, groups: int, level: int) -> list[str]:
+    """What policy "fastest" times beside the default for what `takes` takes: the CUDA kernel and other tiles. A name is
+    the candidate that runs while road.candidate is it."""
+    from fastcnn.kernels.grouped_forward import out_shape
     from fastcnn.kernels.register import processors
     from fastcnn.kernels.tiles import pointwise_candidates
+    from fastcnn.kernels.tiles_grouped import grouped_candidates
 
-    n, outputs, height, width = output_size(x, weight, stride)
-    sizes = n * height * width, weight.shape[1], outputs
-    return [CUDA, *pointwise_candidates(*sizes, x.dtype, level >= TF32, processors(x))]
+    n, outputs, height, width = out_shape(x, weight, stride, padding, dilation)
+    pixels, inputs, chip = n * height * width, weight.shape[1], processors(x)
+    if groups > 1:
+        return [CUDA, *grouped_candidates(pixels, groups, inputs, outputs // groups, x.dtype, chip)]
+    return [CUDA, *pointwise_candidates(pixels, inputs, outputs, x.dtype, level >= TF32, chip)]
 
 
 def conv2d(x, weight, scale, shift, residual, stride, padding, dilation, groups: int, relu: bool, level: int):

@@ -8,6 +8,7 @@ import torch
 from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("no Triton", allow_module_level=True)
@@ -92,3 +93,25 @@ def test_cuda_launches_are_seen(which, monkeypatch):
     for each in out if isinstance(out, tuple) else (out,):
         assert each.device.type == "cuda"
         assert each.dim() == 1 or op._opname.endswith("weight") or each.is_contiguous(memory_format=LAST)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_a_shifts_gradient_masks_as_it_sums(residual):
+    """No pass of its own masks the gradient, unless the residual's gradient is that; of a second order torch sums."""
+    x, weight, shift = torch.randn(2, 24, 6, 5), torch.randn(24, 4, 3, 3), torch.randn(24, requires_grad=True)
+    r = torch.randn(2, 24, 6, 5, requires_grad=True) if residual else None
+    y = ops.grouped_conv2d(x, weight, None, shift, r, (1, 1), (1, 1), (1, 1), 6, True, False)
+    g, called = torch.randn_like(y), []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            called.append(func._opname)
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        found = torch.autograd.grad(y, shift if r is None else (shift, r), g, retain_graph=True)
+    assert "pointwise_conv2d_backward_reduce" in called
+    assert ("threshold_backward" in called) == residual
+    twice = torch.autograd.grad(y, shift, g, create_graph=True)[0]
+    torch.testing.assert_close(found[0], twice)
+    torch.testing.assert_close(found[0], (g * (y > 0)).sum((0, 2, 3)))

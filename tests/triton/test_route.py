@@ -16,6 +16,7 @@ pytest.importorskip("triton")
 from fastcnn.kernels import register
 from fastcnn.kernels.route import route
 from fastcnn.kernels.tiles import CANDIDATE, pointwise_candidates
+from fastcnn.kernels.tiles_grouped import grouped_candidates
 
 pytestmark = [pytest.mark.cpu, pytest.mark.skipif(not _library.cuda_ops, reason=_library.cuda_missing)]
 F32, F16, BF16, F64 = torch.float32, torch.float16, torch.bfloat16, torch.float64
@@ -173,10 +174,11 @@ def test_policy_fastest_times_other_tiles_and_the_cuda_kernel(fakes):
     assert cuda == _triton.CUDA
     assert len(tiles) > 2
     grouped = given | dict(weight=torch.empty(32, 16, 3, 3, device="cuda", dtype=F16), padding=1, groups=4)
-    assert _triton_rivals("conv2d", grouped) == [cuda]
+    assert _triton_rivals("conv2d", grouped)[0] == cuda
+    assert len(_triton_rivals("conv2d", grouped)) > 3
     assert _triton_rivals("conv2d", given | dict(padding=1)) == []
     assert _triton_rivals("conv2d", given | dict(padding="same")) == [cuda, *tiles]
-    assert _triton_rivals("conv2d", grouped | dict(padding="same")) == [cuda]
+    assert _triton_rivals("conv2d", grouped | dict(padding="same")) == _triton_rivals("conv2d", grouped)
     assert _triton_rivals("conv2d", given | dict(input=x[0])) == []  # as a batch of one it is not channels_last
     single = given | dict(input=x.float(), weight=given["weight"].float())
     torch.set_autocast_enabled("cuda", True)  # torch.autocast would not, without a GPU; its dtype is float16
@@ -197,6 +199,12 @@ def test_a_verdict_decides_kernel_and_tile(monkeypatch):
     assert call().tile != name.removeprefix(CANDIDATE)
     monkeypatch.setattr(road, "candidate", name)
     assert (call().kernel, call().tile) == ("pointwise (Triton)", name.removeprefix(CANDIDATE))
+    grouped = functools.partial(chosen, (2, 64, 9, 7), (64, 16, 3, 3), padding=1, groups=4)
+    name = next(iter(grouped_candidates(126, 4, 16, 16, F16, 108)))
+    monkeypatch.setattr(road, "candidate", "")
+    assert grouped().tile != name.removeprefix(CANDIDATE)
+    monkeypatch.setattr(road, "candidate", name)
+    assert (grouped().kernel, grouped().tile) == ("grouped (Triton)", name.removeprefix(CANDIDATE))
     monkeypatch.setattr(road, "candidate", _triton.CUDA)
     assert call().kernel == "mma (CUDA)"
     assert "Triton: slower when timed" in call().considered
