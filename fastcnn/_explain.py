@@ -185,7 +185,7 @@ def _cuda_conv2d(
     return replace(
         choice,
         input=f"{choice.input}, weight {'x'.join(map(str, weight.shape))}, groups {geometry[6]}",
-        kernel=f"{found['kernel']} (CUDA)",
+        kernel=f"{found['kernel']}{', then batch_norm_relu' if op == 'conv2d_bn_relu' else ''} (CUDA)",
         tile=found["tile"],
         why=why,
         considered=considered,
@@ -295,10 +295,7 @@ class _Recorder(TorchDispatchMode):
             geometry, tf32, result = (*args[6], *args[7], *args[8], args[9]), args[-1] >= TF32, result[0]
         else:
             return _cuda(where, name, args[0])
-        row = _cuda_conv2d(where, name, args[0], args[1], result, tuple(geometry), tf32)
-        if name == "conv2d_bn_relu":
-            row = replace(row, kernel=f"{row.kernel.removesuffix(' (CUDA)')}, then batch_norm_relu (CUDA)")
-        return row
+        return _cuda_conv2d(where, name, args[0], args[1], result, tuple(geometry), tf32)
 
 
 def explain(

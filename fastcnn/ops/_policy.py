@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from .. import _library, _timing
 from .._config import ACCURACIES, STOCK, config, road
 from . import _triton
-from ._face import allows_tf32, autocast_cast, native, pair, tracing, with_tf32
+from ._face import allows_tf32, autocast_cast, batched, native, pair, tracing, with_tf32
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -169,7 +169,7 @@ def _triton_rivals(op: str, given: dict[str, Any]) -> list[str]:
     x, weight = given["input"], given["weight"] if op in ("conv2d", "conv2d_bn_relu") else None
     if weight is None or x.is_cpu:
         return []
-    x, weight, bias = autocast_cast(x if x.dim() == 4 else x.unsqueeze(0), weight, given["bias"])
+    x, weight, bias = autocast_cast(batched(op, x), weight, given["bias"])
     level = with_tf32(ACCURACIES.index(given.get("accuracy") or config.accuracy), x)
     stride, padding, dilation = _geometry(given)
     takes = _triton.trains if given.get("training") else _triton.takes

@@ -1,5 +1,6 @@
 """conv2d_bn_relu: what its C++ half (csrc/ops/conv2d_bn_relu.cpp) cannot say through the stable ABI."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import torch
@@ -67,35 +68,35 @@ def define(namespace: str) -> SimpleNamespace:
         need = ctx.needs_input_grad
         if torch.is_grad_enabled():
             return *second_order(ctx, g), *[None] * 7
-        masked = ctx.relu and need[3]
-        dz, dr, dw, db = ops._batch_norm_relu_backward.default(
-            g, z, y, mean, var, bn_weight, bn_bias, ctx.eps, ctx.relu, masked
-        )
+        dz, dr, dw, db = through_norm(ctx, g, z, y, mean, var, bn_weight, bn_bias, need[3:6])
         return (
             conv.backward_input.raw(dz, weight, x.shape, *ctx.geometry, ctx.accuracy) if need[0] else None,
             conv.backward_weight.raw(dz, x, weight.shape, *ctx.geometry, ctx.accuracy) if need[1] else None,
             # What is added to every value of a channel, normalization takes away again.
             torch.zeros_like(bias) if need[2] else None,
-            (dr if masked else g) if need[3] else None,
-            dw.to(bn_weight.dtype) if need[4] else None,
-            db.to(bn_bias.dtype) if need[5] else None,
+            *(dr, dw, db),
             *[None] * 7,
         )
 
-    def second_order(ctx, g):
-        """The gradients by ops that have gradients of their own."""
-        tensors = ctx.saved_tensors[:6]
-        wanted = [i for i, needed in enumerate(ctx.needs_input_grad[:6]) if needed]
+    def through_norm(ctx, g, z, y, mean, var, bn_weight, bn_bias, need):
+        """Gradients of z, residual, bn_weight and bn_bias; need: which of the last three are wanted."""
+        masked = ctx.relu and need[0]
+        dz, dr, dw, db = ops._batch_norm_relu_backward.default(
+            g, z, y, mean, var, bn_weight, bn_bias, ctx.eps, ctx.relu, masked
+        )
+        return (
+            dz,
+            (dr if masked else g) if need[0] else None,
+            dw.to(bn_weight.dtype) if need[1] else None,
+            db.to(bn_bias.dtype) if need[2] else None,
+        )
 
-        def forward(*some):
-            at = dict(zip(wanted, some))
-            x, weight, bias, residual, bn_weight, bn_bias = (at.get(i, t) for i, t in enumerate(tensors))
+    def second_order(ctx, g):
+        def forward(x, weight, bias, residual, bn_weight, bn_bias):
             z = conv.conv(x, weight, bias, None, *ctx.geometry, False, ctx.accuracy)
             return activated(z, bn_weight, bn_bias, residual, ctx.eps, ctx.relu)
 
-        vjp = torch.func.vjp(forward, *(tensors[i] for i in wanted))[1]
-        grads = dict(zip(wanted, vjp(g)))
-        return [grads.get(i) for i in range(6)]
+        return differentiable(forward, ctx.saved_tensors[:6], ctx.needs_input_grad[:6], g)
 
     op = Differentiable(ops.conv2d_bn_relu.default, save, grad, loop, raw=ops._conv2d_bn_relu.default)
 
@@ -108,30 +109,12 @@ def define(namespace: str) -> SimpleNamespace:
         """z's gradient is the whole of it: mean and var, which get none, are z's own."""
         z, mean, var, bn_weight, bn_bias, residual, y = ctx.saved_tensors
         need = ctx.needs_input_grad
-        if torch.is_grad_enabled():  # by ops that have gradients of their own
-            tensors, wanted = (z, bn_weight, bn_bias, residual), [i for i, at in enumerate((0, 3, 4, 5)) if need[at]]
-
-            def forward(*some):
-                z, bn_weight, bn_bias, residual = (dict(zip(wanted, some)).get(i, t) for i, t in enumerate(tensors))
-                return activated(z, bn_weight, bn_bias, residual, ctx.eps, ctx.relu)
-
-            vjp = torch.func.vjp(forward, *(tensors[i] for i in wanted))[1]
-            dz, dw, db, dr = (dict(zip(wanted, vjp(g))).get(i) for i in range(4))
-            return dz, None, None, dw, db, dr, None, None
-        masked = ctx.relu and need[5]
-        dz, dr, dw, db = ops._batch_norm_relu_backward.default(
-            g, z, y, mean, var, bn_weight, bn_bias, ctx.eps, ctx.relu, masked
-        )
-        return (
-            dz if need[0] else None,
-            None,
-            None,
-            dw.to(bn_weight.dtype) if need[3] else None,
-            db.to(bn_bias.dtype) if need[4] else None,
-            (dr if masked else g) if need[5] else None,
-            None,
-            None,
-        )
+        if torch.is_grad_enabled():
+            forward = partial(activated, eps=ctx.eps, relu=ctx.relu)
+            dz, dw, db, dr = differentiable(forward, (z, bn_weight, bn_bias, residual), (need[0], *need[3:6]), g)
+        else:
+            dz, dr, dw, db = through_norm(ctx, g, z, y, mean, var, bn_weight, bn_bias, (need[5], *need[3:5]))
+        return dz if need[0] else None, None, None, dw, db, dr, None, None
 
     normalize = Differentiable(
         ops.normalize_conv2d.default, save_normalize, grad_normalize, loop, raw=ops._normalize_conv2d.default
@@ -142,6 +125,19 @@ def define(namespace: str) -> SimpleNamespace:
 
     register_flop_formula([ops.conv2d_bn_relu, ops._conv2d_bn_relu])(flops)
     return SimpleNamespace(op=op, raw=ops._conv2d_bn_relu.default, normalize=normalize)
+
+
+def differentiable(forward, tensors, need, g):
+    """The gradients of forward(*tensors) for g, by ops that have gradients of their own; None where none is needed."""
+    wanted = [i for i, needed in enumerate(need) if needed]
+
+    def of_wanted(*some):
+        at = dict(zip(wanted, some))
+        return forward(*(at.get(i, t) for i, t in enumerate(tensors)))
+
+    vjp = torch.func.vjp(of_wanted, *(tensors[i] for i in wanted))[1]
+    grads = dict(zip(wanted, vjp(g)))
+    return [grads.get(i) for i in range(len(tensors))]
 
 
 def activated(z, bn_weight, bn_bias, residual, eps, relu):
