@@ -48,20 +48,8 @@ Tensor normalize(const Tensor& conv, const Tensor& mean, const Tensor& var, cons
   check_one_device(kOp, conv, mean, var, bn_weight, bn_bias, residual);
   check_4d(kOp, "z", conv);
   dtype_of(kOp, conv);
-  const Tensor z = dense(conv);
-  if (residual) check_like(kOp, "residual", *residual, z);
-  const MemoryFormat format = format_of(z);
-  cuda::BatchNormReluArgs p = norm_args(kOp, z, format, relu, eps);
-  p.mean = channel_values(kOp, "mean", mean, p.c, 0), p.var = channel_values(kOp, "var", var, p.c, 1);
-  p.weight = channel_values(kOp, "bn_weight", bn_weight, p.c, 1);
-  p.bias = channel_values(kOp, "bn_bias", bn_bias, p.c, 0);
-  Tensor y = empty(sizes(z), z, format), affine = vectors({2, p.c}, z);
-  if (!y.numel()) return y;
-  const Tensor r = residual ? torch::stable::contiguous(*residual, format) : z;
-  if (residual) p.residual = r.const_data_ptr();
-  p.y = y.mutable_data_ptr(), p.affine = affine.mutable_data_ptr();
-  launched(kOp, z, [&](void* stream) { return cuda::batch_norm_relu(p, stream); });
-  return y;
+  return normalized(kOp, {"mean", "var", "bn_weight", "bn_bias"}, conv, mean, var, bn_weight, bn_bias, residual, eps,
+                    relu);
 }
 
 Four backward(const Tensor& grad, const Tensor& conv, const OptionalTensor& y, const Tensor& mean, const Tensor& var,
