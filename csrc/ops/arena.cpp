@@ -3,9 +3,12 @@
 #include <pthread.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <map>
 #include <mutex>
+#include <set>
 #include <unordered_map>
 
 namespace fastcnn {
@@ -13,16 +16,52 @@ namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20, kGranule = size_t{64} << 10;
 
-// A block may serve a request that is smaller by up to one part in eight: sizes recur from step to step, and a looser
-// fit would hold memory that nothing fills.
-constexpr size_t kSlack = 8;
-
 struct Arena {
   std::mutex mutex;
-  std::multimap<size_t, void*> kept;       // by size
-  std::unordered_map<void*, size_t> used;  // sizes of the blocks in use
-  size_t used_bytes = 0, kept_bytes = 0, most_used_bytes = 0;
+  std::map<char*, size_t> kept;                // ranges that nothing uses; no two of them touch
+  std::set<std::pair<size_t, char*>> by_size;  // the same
+  std::unordered_map<void*, size_t> used;      // sizes of the blocks in use
+  size_t used_bytes = 0, kept_bytes = 0, most_used_bytes = 0, mappings = 0;
   bool poison = false;
+
+  void erase(std::map<char*, size_t>::iterator range) {
+    by_size.erase({range->second, range->first});
+    kept_bytes -= range->second;
+    kept.erase(range);
+  }
+
+  // Keeps a range, as one with those that touch it.
+  void keep(char* at, size_t bytes) {
+    const auto behind = kept.find(at + bytes);
+    if (behind != kept.end()) bytes += behind->second, erase(behind);
+    const auto next = kept.lower_bound(at);
+    if (next != kept.begin()) {
+      const auto before = std::prev(next);
+      if (before->first + before->second == at) at = before->first, bytes += before->second, erase(before);
+    }
+    kept.emplace(at, bytes);
+    by_size.emplace(bytes, at);
+    kept_bytes += bytes;
+  }
+
+  // A block of the smallest range that holds it, of which the rest stays; or null.
+  char* cut(size_t bytes) {
+    const auto fit = by_size.lower_bound({bytes, nullptr});
+    if (fit == by_size.end()) return nullptr;
+    const auto [size, at] = *fit;
+    erase(kept.find(at));
+    if (size > bytes) keep(at + bytes, size - bytes);
+    return at;
+  }
+
+  // Unmaps the largest ranges until no more than this is kept.
+  void shrink(size_t bytes) {
+    while (kept_bytes > bytes) {
+      const auto [size, at] = *by_size.rbegin();
+      munmap(at, size);
+      erase(kept.find(at));
+    }
+  }
 };
 
 // Never destroyed: tensors may outlive every static object.
@@ -35,27 +74,18 @@ Arena& arena() {
 const int fork_handlers =
     pthread_atfork([] { arena().mutex.lock(); }, [] { arena().mutex.unlock(); }, [] { arena().mutex.unlock(); });
 
-void* map_aligned(size_t bytes) {
+char* map_aligned(size_t bytes) {
   const size_t mapped = bytes + kHugePage;
   void* const at = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (at == MAP_FAILED) return nullptr;
   const uintptr_t start = reinterpret_cast<uintptr_t>(at), block = (start + kHugePage - 1) / kHugePage * kHugePage;
   if (block > start) munmap(at, block - start);
   munmap(reinterpret_cast<void*>(block + bytes), start + mapped - block - bytes);
-  void* const out = reinterpret_cast<void*>(block);
+  char* const out = reinterpret_cast<char*>(block);
 #ifdef MADV_HUGEPAGE
   madvise(out, bytes, MADV_HUGEPAGE);  // advice: without it the block works, more slowly
 #endif
   return out;
-}
-
-void unmap_kept(Arena& a, size_t until) {
-  while (a.kept_bytes > until) {
-    const auto largest = std::prev(a.kept.end());
-    munmap(largest->second, largest->first);
-    a.kept_bytes -= largest->first;
-    a.kept.erase(largest);
-  }
 }
 
 }  // namespace
@@ -64,26 +94,22 @@ void* arena_take(size_t bytes) {
   bytes = (bytes + kGranule - 1) / kGranule * kGranule;
   Arena& a = arena();
   const std::lock_guard<std::mutex> lock(a.mutex);
-  void* block = nullptr;
-  auto fit = a.kept.lower_bound(bytes);
-  if (fit != a.kept.end() && fit->first <= bytes + bytes / kSlack) {
-    bytes = fit->first, block = fit->second;
-    a.kept_bytes -= bytes;
-    a.kept.erase(fit);
-  } else {
-    // What is used and kept together stays below the most that was ever used at once.
-    const size_t most = a.most_used_bytes > a.used_bytes + bytes ? a.most_used_bytes : a.used_bytes + bytes;
-    unmap_kept(a, most - a.used_bytes - bytes);
+  char* block = a.cut(bytes);
+  if (!block) {
+    // Used and kept stay within the most that was ever used at once, and half for what lies between the blocks.
+    const size_t used = a.used_bytes + bytes, most = std::max(a.most_used_bytes, used);
+    a.shrink(most + most / 2 - used);
     block = map_aligned(bytes);
     if (!block) {
-      unmap_kept(a, 0);
+      a.shrink(0);
       block = map_aligned(bytes);
     }
     if (!block) return nullptr;
+    ++a.mappings;
   }
   a.used.emplace(block, bytes);
   a.used_bytes += bytes;
-  if (a.used_bytes > a.most_used_bytes) a.most_used_bytes = a.used_bytes;
+  a.most_used_bytes = std::max(a.most_used_bytes, a.used_bytes);
   if (a.poison) std::memset(block, 0xff, bytes);
   return block;
 }
@@ -92,23 +118,22 @@ void arena_give_back(void* block) {
   Arena& a = arena();
   const std::lock_guard<std::mutex> lock(a.mutex);
   const auto at = a.used.find(block);
-  a.kept.emplace(at->second, block);
   a.used_bytes -= at->second;
-  a.kept_bytes += at->second;
+  a.keep(static_cast<char*>(block), at->second);
   a.used.erase(at);
 }
 
 void arena_clear() {
   Arena& a = arena();
   const std::lock_guard<std::mutex> lock(a.mutex);
-  unmap_kept(a, 0);
+  a.shrink(0);
   a.most_used_bytes = a.used_bytes;
 }
 
 ArenaUse arena_use() {
   Arena& a = arena();
   const std::lock_guard<std::mutex> lock(a.mutex);
-  return {a.used_bytes, a.kept_bytes};
+  return {a.used_bytes, a.kept_bytes, a.mappings};
 }
 
 void arena_poison(bool on) {
