@@ -11,8 +11,8 @@ template <class T, class F>
 inline __attribute__((always_inline)) void each_vector_of(const BatchNormReluParams& p, int64_t unit, const F& f) {
   constexpr int L = kLanes<T>;
   if (p.channels_last) {
-    const int64_t last = (unit + 1) * kNormPixels < p.pixels ? (unit + 1) * kNormPixels : p.pixels;
-    for (int64_t i = unit * kNormPixels; i < last; ++i) {
+    const int64_t last = (unit + 1) * kPassPixels < p.pixels ? (unit + 1) * kPassPixels : p.pixels;
+    for (int64_t i = unit * kPassPixels; i < last; ++i) {
       int64_t c = 0;
       for (; c + L <= p.channels; c += L) f(i * p.channels + c, c, L);
       if (c < p.channels) f(i * p.channels + c, c, int(p.channels - c));

@@ -1,6 +1,7 @@
 // What the ops on the batch normalization kernels share on torch's side: vectors of one value a channel, and the
 // kernels' view of the tensor that they normalize.
 #pragma once
+#include <cmath>
 #include <vector>
 
 #include "ops/batch_norm_relu.h"
@@ -16,8 +17,9 @@ constexpr int64_t kSerialNormElements = 16 * 1024;
 template <class T>
 Doubles widened(const Tensor& t, int64_t channels) {
   const T* v = static_cast<const T*>(t.const_data_ptr());
+  const int64_t stride = t.stride(0);
   Doubles wide(channels);
-  for (int64_t c = 0; c < channels; ++c) wide[c] = double(v[c * t.stride(0)]);
+  for (int64_t c = 0; c < channels; ++c) wide[c] = double(v[c * stride]);
   return wide;
 }
 
@@ -77,12 +79,31 @@ inline BatchNormReluParams params_of(const char* op, const Tensor& z, MemoryForm
   return p;
 }
 
-inline int64_t units_of(const BatchNormReluParams& p, const Tensor& z) {
-  return p.channels_last ? (p.pixels + kNormPixels - 1) / kNormPixels : z.size(0) * z.size(1);
+// Blocks of so many pixels (channels_last), else planes.
+inline int64_t units_of(const BatchNormReluParams& p, const Tensor& z, int64_t pixels) {
+  return p.channels_last ? (p.pixels + pixels - 1) / pixels : z.size(0) * z.size(1);
 }
 
-inline int64_t grain(const BatchNormReluParams& p) {
-  return 1 + kSerialNormElements / (p.channels_last ? kNormPixels * p.channels : p.pixels);
+// kernel(begin, end) over these units.
+template <class F>
+void over_units(const BatchNormReluParams& p, int64_t units, int64_t pixels, const F& kernel) {
+  parallel_for(units, 1 + kSerialNormElements / (p.channels_last ? pixels * p.channels : p.pixels), kernel);
 }
+
+struct Affine {
+  Doubles scale, shift, invstd;
+};
+inline Affine affine(const Doubles& mean, const Doubles& var, const Doubles& weight, const Doubles& bias, double eps) {
+  Affine a{mean, mean, mean};
+  for (size_t c = 0; c < mean.size(); ++c) {
+    a.invstd[c] = 1 / std::sqrt(var[c] + eps);
+    a.scale[c] = weight[c] * a.invstd[c];
+    a.shift[c] = bias[c] - mean[c] * a.scale[c];
+  }
+  return a;
+}
+
+// act(z * scale + shift + residual), on the CPU; z dense.
+Tensor normalized(const char* op, const Tensor& z, const Affine& a, const std::optional<Tensor>& residual, bool relu);
 
 }  // namespace fastcnn

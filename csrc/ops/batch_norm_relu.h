@@ -10,6 +10,8 @@ namespace fastcnn {
 
 // Pixels of a channels_last tensor whose sums are taken together; a fixed cut, whatever the number of threads.
 constexpr int64_t kNormPixels = 256;
+// Pixels that a pass without sums takes at the least; a deep layer's maps have few, and many channels.
+constexpr int64_t kPassPixels = 16;
 
 struct BatchNormReluParams {
   const void *z, *residual;  // residual: as z, or null
@@ -25,7 +27,7 @@ struct BatchNormReluParams {
 };
 
 FASTCNN_DECLARE_KERNEL(
-    // Units [begin, end): blocks of kNormPixels pixels (channels_last), else planes.
+    // Units [begin, end): blocks of kPassPixels pixels, of kNormPixels for the sums (channels_last), else planes.
     void batch_norm_relu(const BatchNormReluParams& p, int64_t begin, int64_t end);
     void batch_norm_relu_sums(const BatchNormReluParams& p, int64_t begin, int64_t end);
     void batch_norm_relu_backward(const BatchNormReluParams& p, int64_t begin, int64_t end))

@@ -45,37 +45,12 @@ Tensor tensor_of(const Doubles& v, const Tensor& like, ScalarType type) {
   return t;
 }
 
-struct Affine {
-  Doubles scale, shift, invstd;
-};
-Affine affine(const Doubles& mean, const Doubles& var, const Doubles& weight, const Doubles& bias, double eps) {
-  Affine a{mean, mean, mean};
-  for (size_t c = 0; c < mean.size(); ++c) {
-    a.invstd[c] = 1 / std::sqrt(var[c] + eps);
-    a.scale[c] = weight[c] * a.invstd[c];
-    a.shift[c] = bias[c] - mean[c] * a.scale[c];
-  }
-  return a;
-}
-
-// act(z * scale + shift + residual) by the channels' mean and variance; z dense.
 Tensor by_statistics(const Tensor& z, const Doubles& mean, const Doubles& var, const OptionalTensor& bn_weight,
                      const OptionalTensor& bn_bias, const OptionalTensor& residual, double eps, bool relu) {
-  const MemoryFormat format = format_of(z);
-  const Tensor y = empty(sizes(z), z, format);
-  const Dtype dtype = dtype_of(kOp, z);
-  const Affine a = affine(mean, var, values(kOp, "bn_weight", bn_weight, z.size(1), 1),
-                          values(kOp, "bn_bias", bn_bias, z.size(1), 0), eps);
-  const Channels scale(a.scale, dtype), shift(a.shift, dtype);
-  if (residual) check_like(kOp, "residual", *residual, z);
-  if (!y.numel()) return y;
-  BatchNormReluParams p = params_of(kOp, z, format, relu);
-  p.scale = scale.data(), p.shift = shift.data();
-  const Tensor r = residual ? dense(*residual, format) : z;
-  if (residual) p.residual = r.const_data_ptr();
-  p.out = y.mutable_data_ptr();
-  parallel_for(units_of(p, z), grain(p), [&](int64_t b, int64_t e) { FASTCNN_CPU(batch_norm_relu)(p, b, e); });
-  return y;
+  return normalized(kOp, z,
+                    affine(mean, var, values(kOp, "bn_weight", bn_weight, z.size(1), 1),
+                           values(kOp, "bn_bias", bn_bias, z.size(1), 0), eps),
+                    residual, relu);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
@@ -144,14 +119,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Te
     const Tensor g = dense(grad, format);
     const Tensor out = y ? dense(*y, format) : z;
     BatchNormReluParams p = params_of(kOp, z, format, relu);
-    const int64_t units = units_of(p, z);
+    const int64_t units = units_of(p, z, kNormPixels);
     const Channels scale(a.scale, dtype), shift(a.shift, dtype), centre(m, dtype);
     p.scale = scale.data(), p.shift = shift.data(), p.mean = centre.data();
     p.grad = g.const_data_ptr();
     if (y) p.y = out.const_data_ptr();
     std::vector<char> sums(units * 2 * (p.channels_last ? channels : 1) * accumulator_size(dtype));
     p.sums = sums.data();
-    parallel_for(units, grain(p), [&](int64_t b, int64_t e) { FASTCNN_CPU(batch_norm_relu_sums)(p, b, e); });
+    over_units(p, units, kNormPixels, [&](int64_t b, int64_t e) { FASTCNN_CPU(batch_norm_relu_sums)(p, b, e); });
     dtype == Dtype::f64 ? total<double>(sums, p, units, s, q) : total<float>(sums, p, units, s, q);
     const double count = double(z.numel() / channels);
     Doubles of_z(channels), constant(channels);
@@ -163,7 +138,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Te
     p.of_grad = scale.data(), p.of_z = by_z.data(), p.constant = rest.data();
     p.out = dz.mutable_data_ptr();
     if (masked) p.masked = dr.mutable_data_ptr();
-    parallel_for(units, grain(p), [&](int64_t b, int64_t e) { FASTCNN_CPU(batch_norm_relu_backward)(p, b, e); });
+    over_units(p, units_of(p, z, kPassPixels), kPassPixels,
+               [&](int64_t b, int64_t e) { FASTCNN_CPU(batch_norm_relu_backward)(p, b, e); });
   }
   for (int64_t c = 0; c < channels; ++c) q[c] *= a.invstd[c];
   return {dz, dr, tensor_of(q, z, accumulator_type(dtype)), tensor_of(s, z, accumulator_type(dtype))};
