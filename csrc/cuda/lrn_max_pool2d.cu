@@ -208,20 +208,15 @@ const char* run(const LocalResponseNormParams& n, const MaxPool2dParams& p, bool
   const int64_t blocks = strips * s.by_lengths.d;
   if (blocks > kMostBlocks) return "the tensor is too large for one grid";
   const Launch l{dim3(unsigned(blocks)), dim3(kFusedThreads), size_t(shared_bytes(n, p, backward, chunk)), stream};
-  const char* error = nullptr;
-  switch_dtype(p.dtype, [&](auto element) {
+  return with_types(p, [&](auto element, auto index) {
     using T = decltype(element);
-    const auto with_index = [&](auto index) {
-      using Index = decltype(index);
-      return with_power<T>(n.beta, [&](auto power) {
-        using Power = decltype(power);
-        return backward ? launch<lrn_max_pool2d_backward_kernel<T, Index, Power>>(l, s, power)
-                        : launch<lrn_max_pool2d_kernel<T, Index, Power>>(l, s, power);
-      });
-    };
-    error = p.wide_argmax ? with_index(int32_t{}) : with_index(uint8_t{});
+    using Index = decltype(index);
+    return with_power<T>(n.beta, [&](auto power) {
+      using Power = decltype(power);
+      return backward ? launch<lrn_max_pool2d_backward_kernel<T, Index, Power>>(l, s, power)
+                      : launch<lrn_max_pool2d_kernel<T, Index, Power>>(l, s, power);
+    });
   });
-  return error;
 }
 
 }  // namespace

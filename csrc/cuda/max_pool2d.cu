@@ -86,28 +86,22 @@ struct Grid {
 
 // f with the element type, the argmax's type, and channels a vector: 16 bytes where all tensors allow it.
 template <class F>
-const char* with_types(const MaxPool2dParams& p, const F& f) {
-  const char* error = nullptr;
-  switch_dtype(p.dtype, [&](auto element) {
-    using T = decltype(element);
-    constexpr int V = 16 / sizeof(T);
-    const bool vectors =
-        p.channels_last && p.c % V == 0 && aligned(p.x, 16) && aligned(p.y, 16) && aligned(p.argmax, V);
-    if (p.wide_argmax)
-      error = f(T{}, int32_t{}, std::integral_constant<int, 1>{});
-    else if (vectors)
-      error = f(T{}, uint8_t{}, std::integral_constant<int, V>{});
-    else
-      error = f(T{}, uint8_t{}, std::integral_constant<int, 1>{});
+const char* with_vectors(const MaxPool2dParams& p, const F& f) {
+  return with_types(p, [&](auto element, auto index) {
+    constexpr int V = 16 / sizeof(element);
+    if constexpr (sizeof(index) == 1) {
+      if (p.channels_last && p.c % V == 0 && aligned(p.x, 16) && aligned(p.y, 16) && aligned(p.argmax, V))
+        return f(element, index, std::integral_constant<int, V>{});
+    }
+    return f(element, index, std::integral_constant<int, 1>{});
   });
-  return error;
 }
 
 }  // namespace
 
 const char* max_pool2d(const MaxPool2dParams& p, void* stream) {
   if (max_pool2d_planes_fit(p, false)) return max_pool2d_planes(p, stream);
-  return with_types(p, [&](auto t, auto index, auto vector) {
+  return with_vectors(p, [&](auto t, auto index, auto vector) {
     using T = decltype(t);
     using Index = decltype(index);
     constexpr int V = decltype(vector)::value;
@@ -121,7 +115,7 @@ const char* max_pool2d(const MaxPool2dParams& p, void* stream) {
 
 const char* max_pool2d_backward(const MaxPool2dParams& p, void* stream) {
   if (max_pool2d_planes_fit(p, true)) return max_pool2d_planes_backward(p, stream);
-  return with_types(p, [&](auto t, auto index, auto vector) {
+  return with_vectors(p, [&](auto t, auto index, auto vector) {
     constexpr int V = decltype(vector)::value;
     const Grid grid(p, p.h, p.w, V, stream);
     if (grid.error) return grid.error;
@@ -130,7 +124,7 @@ const char* max_pool2d_backward(const MaxPool2dParams& p, void* stream) {
 }
 
 const char* max_pool2d_gather(const MaxPool2dParams& p, void* stream) {
-  return with_types(p, [&](auto t, auto index, auto) {
+  return with_types(p, [&](auto t, auto index) {
     const Grid grid(p, p.oh, p.ow, 1, stream);
     if (grid.error) return grid.error;
     return launch<max_pool2d_gather_kernel<decltype(t), decltype(index)>>(grid.launch, grid.geometry, grid.tile);

@@ -134,14 +134,6 @@ Pieces pieces(const MaxPool2dParams& p, bool backward) {
   return s;
 }
 
-// f with the element type and the argmax's.
-template <class F>
-const char* with_types(const MaxPool2dParams& p, const F& f) {
-  const char* error = nullptr;
-  switch_dtype(p.dtype, [&](auto element) { error = p.wide_argmax ? f(element, int32_t{}) : f(element, uint8_t{}); });
-  return error;
-}
-
 Launch configuration(const Pieces& s, void* stream) {
   return {dim3(unsigned(s.blocks())), dim3(kPoolThreads), size_t(s.bytes), stream};
 }

@@ -26,6 +26,14 @@ inline const char* to_device(const MaxPool2dParams& p, MaxPool2dGeometry& g) {
   return nullptr;
 }
 
+// f with the element type and the argmax's.
+template <class F>
+const char* with_types(const MaxPool2dParams& p, const F& f) {
+  const char* error = nullptr;
+  switch_dtype(p.dtype, [&](auto element) { error = p.wide_argmax ? f(element, int32_t{}) : f(element, uint8_t{}); });
+  return error;
+}
+
 // The largest value so far, and at which of the window's positions: the first of equal ones, the last NaN.
 template <class A>
 struct Maximum {

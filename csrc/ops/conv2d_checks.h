@@ -12,9 +12,8 @@ inline ConvGeometry conv_geometry(const char* op, const Tensor& x, const Tensor&
   check_4d(op, "input", x);
   check_4d(op, "weight", w);
   check_same_dtype(op, "weight", x, w);
-  constexpr int64_t kMost = int64_t{1} << 31;
   for (int d = 0; d < 4; ++d)
-    FASTCNN_CHECK(w.size(d) < kMost && x.size(d) < kMost, op, ": tensor sizes must be below 2^31");
+    FASTCNN_CHECK(w.size(d) < kSizeLimit && x.size(d) < kSizeLimit, op, ": tensor sizes must be below 2^31");
   FASTCNN_CHECK(w.size(2) > 0 && w.size(3) > 0, op, ": expected a kernel of at least 1x1, but got weight of size ",
                 str(w));
   FASTCNN_CHECK(w.size(0) % a.groups == 0 && w.size(0) > 0, op, ": Given groups=", a.groups,
@@ -25,8 +24,8 @@ inline ConvGeometry conv_geometry(const char* op, const Tensor& x, const Tensor&
                 " channels instead");
   // A window's rows and columns are counted in 32 bits; a padded image's bytes, twice over, in 64.
   const int64_t reach_h = (w.size(2) - 1) * a.dilation.h + 1, reach_w = (w.size(3) - 1) * a.dilation.w + 1;
-  FASTCNN_CHECK(reach_h < kMost && reach_w < kMost && w.size(2) * w.size(3) < kMost, op, ": expected weight of size ",
-                str(w), " with dilation (", a.dilation.h, ", ", a.dilation.w,
+  FASTCNN_CHECK(reach_h < kSizeLimit && reach_w < kSizeLimit && w.size(2) * w.size(3) < kSizeLimit, op,
+                ": expected weight of size ", str(w), " with dilation (", a.dilation.h, ", ", a.dilation.w,
                 ") to span fewer than 2^31 rows and columns");
   const int64_t padded_h = x.size(2) + 2 * a.padding.h, padded_w = x.size(3) + 2 * a.padding.w;
   FASTCNN_CHECK(__int128{x.size(1)} * padded_h * padded_w < __int128{1} << 56, op, ": input", str(x), " with padding (",

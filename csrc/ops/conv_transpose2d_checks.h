@@ -5,7 +5,6 @@
 namespace fastcnn {
 
 constexpr const char* kConvTranspose2d = "conv_transpose2d";
-constexpr int64_t kMostPositions = int64_t{1} << 31;
 
 // (in-1)*s - 2*p + d*(k-1) + output_padding + 1; at least 1 and below 2^31, as conv2d's sizes are.
 inline Pair conv_transpose_output_size(const Tensor& x, const Tensor& w, const Conv2dArgs& a, const Pair& extra) {
@@ -14,8 +13,8 @@ inline Pair conv_transpose_output_size(const Tensor& x, const Tensor& w, const C
   };
   const __int128 h = along(2, a.stride.h, a.padding.h, a.dilation.h, extra.h);
   const __int128 v = along(3, a.stride.w, a.padding.w, a.dilation.w, extra.w);
-  FASTCNN_CHECK(h < kMostPositions && v < kMostPositions, kConvTranspose2d, ": Given input size per channel: (",
-                x.size(2), " x ", x.size(3), "). The output size overflows: expected fewer than 2^31 rows and columns");
+  FASTCNN_CHECK(h < kSizeLimit && v < kSizeLimit, kConvTranspose2d, ": Given input size per channel: (", x.size(2),
+                " x ", x.size(3), "). The output size overflows: expected fewer than 2^31 rows and columns");
   FASTCNN_CHECK(h > 0 && v > 0, kConvTranspose2d, ": Given input size per channel: (", x.size(2), " x ", x.size(3),
                 "). Calculated output size per channel: (", int64_t(h), " x ", int64_t(v),
                 "). Output size is too small");
@@ -37,9 +36,8 @@ inline void check_conv_transpose(const Tensor& x, const Tensor& w, const std::op
                 " channels instead");
   FASTCNN_CHECK(x.size(2) > 0 && x.size(3) > 0, kConvTranspose2d,
                 ": Only zero batch or zero channel inputs are supported, but got input shape: ", str(x));
-  FASTCNN_CHECK(
-      x.size(2) < kMostPositions && x.size(3) < kMostPositions && groups < kMostPositions && w.size(1) < kMostPositions,
-      kConvTranspose2d, ": tensor sizes must be below 2^31");
+  FASTCNN_CHECK(x.size(2) < kSizeLimit && x.size(3) < kSizeLimit && groups < kSizeLimit && w.size(1) < kSizeLimit,
+                kConvTranspose2d, ": tensor sizes must be below 2^31");
   if (!bias) return;
   check_same_dtype(kConvTranspose2d, "bias", x, *bias);
   FASTCNN_CHECK(bias->dim() == 1 && bias->size(0) == w.size(1) * groups, kConvTranspose2d,

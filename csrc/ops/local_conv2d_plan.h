@@ -20,9 +20,8 @@ inline LocalConv2dParams local_geometry(const char* op, const Ints& x, const Ten
   FASTCNN_CHECK(kernel.size() == 3, op, ": expected kernel to have 3 values, but got ", kernel.size());
   const Pair s = pair(op, "stride", stride, 1), pad = pair(op, "padding", padding, 0),
              d = pair(op, "dilation", dilation, 1), k = pair(op, "kernel_size", {kernel[1], kernel[2]}, 1);
-  constexpr int64_t kMost = int64_t{1} << 31;
   for (const int64_t size : x)
-    FASTCNN_CHECK(size >= 0 && size < kMost, op, ": expected input sizes from 0 to 2^31, but got ", size);
+    FASTCNN_CHECK(size >= 0 && size < kSizeLimit, op, ": expected input sizes from 0 to 2^31, but got ", size);
   FASTCNN_CHECK(kernel[0] == x[1], op, ": expected input to have ", kernel[0], " channels, but got ", x[1],
                 " channels instead");
   LocalConv2dParams p{};

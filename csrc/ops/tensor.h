@@ -86,15 +86,16 @@ inline void check_same_dtype(const char* op, const char* argument, const Tensor&
                 " type (", name_of(t.scalar_type()), ") should be the same");
 }
 
+constexpr int64_t kSizeLimit = int64_t{1} << 31;  // of each size and argument: products of two stay far from 2^63
+
 // The stable ABI does not check a SymInt[2]'s length: a list of one would be read past its end.
 struct Pair {
   int64_t h, w;
 };
 inline Pair pair(const char* op, const char* argument, const Ints& v, int64_t at_least) {
   FASTCNN_CHECK(v.size() == 2, op, ": expected ", argument, " to have 2 values, but got ", v.size());
-  constexpr int64_t kMost = int64_t{1} << 31;  // products with tensor sizes below stay far from 2^63
-  FASTCNN_CHECK(v[0] >= at_least && v[1] >= at_least && v[0] < kMost && v[1] < kMost, op, ": expected ", argument,
-                " of at least ", at_least, ", but got (", v[0], ", ", v[1], ")");
+  FASTCNN_CHECK(v[0] >= at_least && v[1] >= at_least && v[0] < kSizeLimit && v[1] < kSizeLimit, op, ": expected ",
+                argument, " of at least ", at_least, ", but got (", v[0], ", ", v[1], ")");
   return {v[0], v[1]};
 }
 
