@@ -11,9 +11,10 @@ import triton
 import triton.language as tl
 
 from .epilogue import dot
-from .grouped_forward import block_diagonal, check, flags, geometry, out_shape, rows_of_channels, separated
+from .grouped_forward import block_diagonal, check, flags, geometry, out_shape, separated
 from .reductions import masked_gradient, sum_splits
 from .register import processors, wrap_triton
+from .rows import nhwc
 from .tiles_grouped import GroupedTile, GroupedWeightTile, grouped_tile, grouped_weight_tile
 
 
@@ -301,7 +302,7 @@ def launch_input(
     n, _, height, width = input_size
     dx = torch.empty(input_size, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)
     check_gradient(grad, dx, weight, stride, padding, dilation, groups, y)
-    grad = rows_of_channels(grad)
+    grad = nhwc(grad)
     y = None if y is None else y.contiguous(memory_format=torch.channels_last)
     outputs, inputs = weight.shape[0] // groups, weight.shape[1]
     pixels = n * triton.cdiv(height, stride[0]) * triton.cdiv(width, stride[1])
@@ -327,7 +328,7 @@ def launch_weight(
     """The weight's gradient, (O, C/groups, KH, KW) contiguous; equal bits every run on one chip."""
     weight = torch.empty(weight_size, dtype=x.dtype, device=x.device)
     check_gradient(grad, x, weight, stride, padding, dilation, groups, y)
-    grad, x = rows_of_channels(grad), rows_of_channels(x)
+    grad, x = nhwc(grad), nhwc(x)
     y = None if y is None else y.contiguous(memory_format=torch.channels_last)
     channels, inputs, kh, kw = weight_size
     outputs, pixels = channels // groups, grad.shape[0] * grad.shape[2] * grad.shape[3]

@@ -11,13 +11,11 @@ import torch
 import triton
 import triton.language as tl
 
-from fastcnn._config import road
 from fastcnn.ops.conv2d import output_size
 
 from .epilogue import dot, epilogue, store_moments
-from .register import INTERPRETED, processors, wrap_triton
-from .rows import DTYPES, empty_rows, precision
-from .tiles import CANDIDATE
+from .register import INTERPRETED, processors, timed_or, wrap_triton
+from .rows import DTYPES, empty_rows, needs_int64, nhwc, precision
 from .tiles_grouped import GroupedTile, grouped_candidates, grouped_tile
 
 
@@ -200,11 +198,6 @@ def grouped_conv2d_kernel(
         store_moments(value, workspace, counts, block, channels, in_columns, in_rows, groups * OUTPUTS)
 
 
-def rows_of_channels(t: torch.Tensor) -> torch.Tensor:
-    """t, or a copy channels last, if the channels of a pixel do not lie side by side."""
-    return t if t.stride(1) == 1 or t.shape[1] == 1 else t.contiguous(memory_format=torch.channels_last)
-
-
 def check(x: torch.Tensor, weight: torch.Tensor, groups: int) -> None:
     """What the schema does not say of (N, C, H, W) and (O, C/groups, KH, KW)."""
     torch._check(
@@ -239,13 +232,8 @@ def flags(x: torch.Tensor, tf32: bool, *largest: torch.Tensor) -> dict:
     return {
         "PRECISION": precision(tf32),
         "WIDEN": INTERPRETED and x.dtype == torch.bfloat16,
-        "INT64": any(extent(t) >= 2**31 for t in largest),
+        "INT64": needs_int64(*largest),
     }
-
-
-def extent(t: torch.Tensor) -> int:
-    """The offset of t's last element from its first."""
-    return sum((size - 1) * stride for size, stride in zip(t.shape, t.stride()))
 
 
 def geometry(weight: torch.Tensor, stride, padding, dilation, groups: int) -> dict:
@@ -268,10 +256,7 @@ def tile_of(
 ) -> GroupedTile:
     """The rule's tile, or the one that policy "fastest" is timing or has found."""
     sizes = (pixels, groups, inputs, outputs, dtype, processors)
-    rule = grouped_tile(*sizes, moments)
-    if not road.candidate.startswith(CANDIDATE):
-        return rule
-    return grouped_candidates(*sizes).get(road.candidate, rule)  # a verdict may name what is no candidate any more
+    return timed_or(grouped_tile(*sizes, moments), lambda: grouped_candidates(*sizes))
 
 
 def launch(
@@ -283,7 +268,7 @@ def launch(
     n, outputs, oh, ow = out_shape(x, weight, stride, padding, dilation)
     check_epilogue(x, (n, outputs, oh, ow), scale, shift, residual)
     scale, shift = (None if v is None else v.contiguous() for v in (scale, shift))
-    x, pixels = rows_of_channels(x), n * oh * ow
+    x, pixels = nhwc(x), n * oh * ow
     residual = None if residual is None else residual.contiguous(memory_format=torch.channels_last)
     y = empty_rows(x, n, outputs, oh, ow)
     tile = tile or tile_of(pixels, groups, weight.shape[1], outputs // groups, x.dtype, processors(x), moments)

@@ -16,9 +16,10 @@ from fastcnn.ops._define import Differentiable, fold, loop
 
 from .formulas import flops, masked, scaled, stats_flops, through_statistics, wide_type
 from .pointwise_backward import backward_input, backward_weight
-from .pointwise_forward import check_all, empty_output, launch, output_size, pixel_stride
+from .pointwise_forward import check_all, empty_output, launch, output_size
 from .reductions import channel_sums
 from .register import on_triton, triton_op
+from .rows import pixel_stride
 
 
 def before(x: Tensor, pre_scale: Tensor | None, pre_shift: Tensor | None) -> Tensor:

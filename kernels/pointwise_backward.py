@@ -21,7 +21,7 @@ from .epilogue import dot
 from .formulas import masked
 from .reductions import masked_gradient, sum_splits
 from .register import INTERPRETED, on_triton, processors, triton_op, wrap_triton
-from .rows import check_types, empty_rows, matrix, output_pixels, precision, rows, wide
+from .rows import check_types, empty_rows, matrix, needs_int64, output_pixels, precision, rows
 from .tiles import cdiv
 
 
@@ -252,12 +252,11 @@ def run_backward_input(
         return dx
     grad, grad_row = rows(grad)
     y, y_row = (None, 0) if y is None else rows(y)
-    far = wide((dx, c), (grad, grad_row), (grad, y_row))
     tile = tiles.input_gradient(pixels, c, outputs, grad.dtype, tf32, y is not None, processors(grad))
     grid = (cdiv(pixels, tile.pixels) * cdiv(c, tile.inputs),)
     wrap_triton(pointwise_backward_input_kernel)[grid](
         grad, y, matrix(weight), dx, pixels, c, outputs, grad_row, y_row, h, w, p, q,
-        STRIDE_H=stride[0], STRIDE_W=stride[1], MASKED=y is not None, WIDE=far,
+        STRIDE_H=stride[0], STRIDE_W=stride[1], MASKED=y is not None, WIDE=needs_int64(dx, grad, y),
         PRECISION=precision(tf32), WIDEN=INTERPRETED, BLOCK_M=tile.pixels, BLOCK_C=tile.inputs, BLOCK_O=tile.outputs,
         GROUP=tile.group, num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
@@ -293,14 +292,13 @@ def run_backward_weight(
     grad, grad_row = rows(grad)
     x, x_row = rows(x)
     y, y_row = (None, 0) if y is None else rows(y)
-    far = wide((x, x_row), (grad, grad_row), (grad, y_row))
     tile = tiles.weight_gradient(pixels, c, outputs, grad.dtype, tf32, y is not None, processors(grad))
     dw = grad.new_empty(size)
     partial = dw if tile.splits == 1 else grad.new_empty((tile.splits, 1, outputs * c), dtype=torch.float32)
     grid = (cdiv(outputs, tile.outputs) * cdiv(c, tile.inputs), tile.splits)
     wrap_triton(pointwise_backward_weight_kernel)[grid](
         grad, y, x, partial, pixels, c, outputs, grad_row, y_row, x_row, h, w, p, q, tile.per_split,
-        STRIDE_H=stride[0], STRIDE_W=stride[1], MASKED=y is not None, WIDE=far,
+        STRIDE_H=stride[0], STRIDE_W=stride[1], MASKED=y is not None, WIDE=needs_int64(x, grad, y),
         PRECISION=precision(tf32), WIDEN=INTERPRETED, BLOCK_O=tile.outputs, BLOCK_C=tile.inputs, BLOCK_M=tile.pixels,
         num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip

@@ -5,13 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastcnn._config import road
-
 from .epilogue import merge_moments
 from .pointwise_kernels import pointwise_kernel, pointwise_reduce_kernel
-from .register import INTERPRETED, processors, wrap_triton
-from .rows import DTYPES, empty_rows, matrix, precision, rows
-from .tiles import CANDIDATE, PointwiseTile, beside_sums, cdiv, pointwise_candidates, pointwise_tile
+from .register import INTERPRETED, processors, timed_or, wrap_triton
+from .rows import DTYPES, empty_rows, matrix, needs_int64, nhwc, pixel_stride, precision, rows
+from .tiles import PointwiseTile, beside_sums, cdiv, pointwise_candidates, pointwise_tile
 
 
 def output_size(x: Tensor, weight: Tensor, stride: Sequence[int]) -> tuple[int, int, int, int]:
@@ -69,33 +67,6 @@ def empty_output(x: Tensor, weight: Tensor, stride: Sequence[int]) -> Tensor:
     return empty_rows(x, *output_size(x, weight, stride))
 
 
-def pixel_stride(x: Tensor) -> int | None:
-    """How far apart neighbouring pixels of x (N, C, H, W) lie, over rows and images, too; None where they are not
-    equally far apart, or channels are not neighbours."""
-    if x.shape[1] > 1 and x.stride(1) != 1:
-        return None
-    apart, seen = None, 1
-    for d in (3, 2, 0):
-        if x.shape[d] > 1:
-            if apart is None:
-                apart = x.stride(d)
-            elif x.stride(d) != apart * seen:
-                return None
-            seen *= x.shape[d]
-    return x.shape[1] if apart is None else apart
-
-
-def nhwc(x: Tensor) -> Tensor:
-    """x with neighbouring channels: itself, or a channels_last copy."""
-    return x if x.shape[1] == 1 or x.stride(1) == 1 else x.contiguous(memory_format=torch.channels_last)
-
-
-def needs_int64(*tensors: Tensor) -> bool:
-    """Whether an offset within one of them, or that of a pixel in a tile behind its last, may exceed 31 bits."""
-    extents = (sum((n - 1) * s for n, s in zip(t.shape, t.stride())) for t in tensors)
-    return any(extent >= 2**31 - 2**12 for extent in extents)
-
-
 def tile_of(
     pixels: int,
     inputs: int,
@@ -108,9 +79,7 @@ def tile_of(
 ) -> PointwiseTile:
     """The rule's tile, or the one that policy "fastest" is timing or has found."""
     sizes = (pixels, inputs, outputs, dtype, tf32, processors)
-    tile = pointwise_tile(*sizes)
-    if road.candidate.startswith(CANDIDATE):  # a verdict may name what is no candidate any more
-        tile = pointwise_candidates(*sizes).get(road.candidate, tile)
+    tile = timed_or(pointwise_tile(*sizes), lambda: pointwise_candidates(*sizes))
     return beside_sums(tile, dtype, pre, stats)
 
 
@@ -147,14 +116,13 @@ def launch(
     vectors = [None if v is None else v.contiguous() for v in (scale, shift)]
     pre = [None if v is None else v.float().contiguous() for v in (pre_scale, pre_shift)]
     t = tile or tile_of(pixels, inputs, outputs, x.dtype, tf32, processors(x), pre_scale is not None, stats)
-    wide = needs_int64(x, y, *([] if residual is None else [residual]))
     tiles_p, tiles_o = cdiv(pixels, t.pixels), cdiv(outputs, t.outputs)
     partial = y.new_empty((t.split, pixels, outputs), dtype=torch.float32) if t.split > 1 else None
     moments = y.new_empty((tiles_p, 2, outputs), dtype=torch.float32) if stats else None
     counts = y.new_empty(tiles_p, dtype=torch.float32) if stats else None
     flags = dict(
         HAS_SCALE=scale is not None, HAS_SHIFT=shift is not None, HAS_RESIDUAL=residual is not None, RELU=relu,
-        STATS=stats, WIDE=wide,
+        STATS=stats, WIDE=needs_int64(x, y, residual),
     )  # fmt: skip
     programs = tiles_p * tiles_o * t.split
     if t.persistent and programs > 2 * processors(x):

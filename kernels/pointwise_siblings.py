@@ -16,7 +16,7 @@ from .pointwise_backward import add_input_gradient, backward_input, backward_wei
 from .pointwise_backward import check as check_gradient
 from .reductions import channel_sums
 from .register import INTERPRETED, on_triton, processors, triton_op, wrap_triton
-from .rows import check_types, empty_rows, matrix, precision, rows, wide
+from .rows import check_types, empty_rows, matrix, needs_int64, precision, rows
 from .tiles import cdiv
 
 BRANCHES = 4  # of a launch; an inception module has three or four 1x1 convolutions of one input
@@ -246,7 +246,7 @@ def launch(x, weights, biases, ys, slices: int, relu: bool, tf32: bool) -> None:
     wrap_triton(pointwise_siblings_kernel)[grid](
         x, *padded([matrix(w) for w in weights]), *padded([b.contiguous() for b in biases]),
         *padded(ys), pixels, inputs, *padded(outputs, fill=0), x_row, slices,
-        SLICES=slices > 0, RELU=relu, WIDE=wide((x, x_row), (x, max(*outputs, slices))), PRECISION=precision(tf32),
+        SLICES=slices > 0, RELU=relu, WIDE=needs_int64(x, *ys), PRECISION=precision(tf32),
         WIDEN=INTERPRETED, BLOCK_M=tile.pixels, BLOCK_O=tile.outputs, BLOCK_C=tile.inputs,
         num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
@@ -339,13 +339,12 @@ def launch_backward(branches, dx: torch.Tensor, tf32: bool) -> None:
     grads, grad_rows = zip(*(rows(g) for g, _, _ in branches))
     ys, y_rows = zip(*((None, 0) if y is None else rows(y) for _, _, y in branches))
     relu = ys[0] is not None
-    far = wide((dx, max(inputs, *grad_rows, *y_rows)))
     tile = tiles.input_gradient(pixels, inputs, sum(outputs), dx.dtype, tf32, relu, processors(dx))
     grid = (cdiv(pixels, tile.pixels) * cdiv(inputs, tile.inputs),)
     wrap_triton(siblings_backward_input_kernel)[grid](
         *padded(grads), *padded(ys), *padded([matrix(w) for _, w, _ in branches]), dx, pixels, inputs,
         *padded(outputs, fill=0), *padded(grad_rows, fill=0), *padded(y_rows, fill=0),
-        MASKED=relu, WIDE=far, PRECISION=precision(tf32), WIDEN=INTERPRETED,
+        MASKED=relu, WIDE=needs_int64(dx, *grads, *ys), PRECISION=precision(tf32), WIDEN=INTERPRETED,
         BLOCK_M=tile.pixels, BLOCK_C=tile.inputs, BLOCK_O=tile.outputs, GROUP=tile.group,
         num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip

@@ -12,7 +12,7 @@ from fastcnn.ops._define import loop
 from . import tiles_backward as tiles
 from .formulas import masked, wide_type
 from .register import on_triton, processors, triton_op, wrap_triton
-from .rows import check_types, rows, wide
+from .rows import check_types, needs_int64, rows
 from .tiles import cdiv
 
 
@@ -171,7 +171,7 @@ def run_backward_reduce(
     partial = sums.new_empty((tile.splits, 1 if z is None else 2, channels))
     wrap_triton(channel_sums_kernel)[(cdiv(channels, tile.channels), tile.splits)](
         grad, y, z, mean, rstd, partial, pixels, channels, grad_row, y_row, z_row, tile.per_split,
-        MASKED=y is not None, NORMALIZED=z is not None, WIDE=wide((grad, grad_row), (grad, y_row), (grad, z_row)),
+        MASKED=y is not None, NORMALIZED=z is not None, WIDE=needs_int64(grad, y, z),
         BLOCK_M=tile.pixels, BLOCK_C=tile.channels, num_warps=tile.num_warps,
     )  # fmt: skip
     sum_splits(partial, sums, None if z is None else products)

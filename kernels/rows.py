@@ -5,19 +5,29 @@ import torch
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
-def rows(t: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """(N, C, H, W) whose channels lie side by side and whose pixels lie at equal distances, and that distance in
-    elements: channels_last, and a slice of its channels, as it is; else a copy in channels_last."""
+def pixel_stride(t: torch.Tensor) -> int | None:
+    """How far apart neighbouring pixels of t (N, C, H, W) lie, over rows and images, too, in elements. None where
+    channels are not neighbours or pixels are not equally far apart, at least C: an expanded gradient's are 0 apart."""
     n, c, h, w = t.shape
     distance = t.stride(3) if w > 1 else t.stride(2) if h > 1 else t.stride(0) if n > 1 else c
-    # A stride of 0 (an expanded gradient) would be right to read, but would not tell the pixels apart.
     even = (
         distance >= c
         and (c == 1 or t.stride(1) == 1)
         and (h == 1 or t.stride(2) == w * distance)
         and (n == 1 or t.stride(0) == h * w * distance)
     )
-    return (t, distance) if even else (t.contiguous(memory_format=torch.channels_last), c)
+    return distance if even else None
+
+
+def rows(t: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """(N, C, H, W) with a pixel_stride, and that: channels_last, and a slice of its channels, as it is; else a copy."""
+    distance = pixel_stride(t)
+    return (t.contiguous(memory_format=torch.channels_last), t.shape[1]) if distance is None else (t, distance)
+
+
+def nhwc(t: torch.Tensor) -> torch.Tensor:
+    """t with neighbouring channels: itself, or a channels_last copy."""
+    return t if t.shape[1] == 1 or t.stride(1) == 1 else t.contiguous(memory_format=torch.channels_last)
 
 
 def empty_rows(like: torch.Tensor, n: int, c: int, h: int, w: int) -> torch.Tensor:
@@ -30,10 +40,11 @@ def matrix(weight: torch.Tensor) -> torch.Tensor:
     return weight.reshape(weight.shape[:2]).contiguous()
 
 
-def wide(*operands: tuple[torch.Tensor, int]) -> bool:
-    """Whether an offset into one of these tensors, with their pixels' distances, or the number of a pixel that a last
-    block of 128 masks, exceeds 32 bits."""
-    return any((t.shape[0] * t.shape[2] * t.shape[3] + 128) * distance >= 2**31 for t, distance in operands)
+def needs_int64(*tensors: torch.Tensor | None) -> bool:
+    """Whether an offset within one of them, or that of a pixel of its last tile, may exceed 31 bits."""
+    behind = 128 * 8192  # a tile's pixels, and channels of each
+    extents = (sum((n - 1) * s for n, s in zip(t.shape, t.stride())) for t in tensors if t is not None)
+    return any(extent >= 2**31 - behind for extent in extents)
 
 
 def output_pixels(size: int, stride: int) -> int:

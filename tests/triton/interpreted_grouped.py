@@ -91,7 +91,7 @@ def test_tiles(tile):
 
 
 def test_int64_addresses(monkeypatch):
-    monkeypatch.setattr("fastcnn.kernels.grouped_forward.extent", lambda t: 2**31)
+    monkeypatch.setattr("fastcnn.kernels.grouped_forward.needs_int64", lambda *tensors: True)
     x, _ = SMALL.operands(torch.float32)
     assert flags(x, False, x)["INT64"]
     check(Layer(5, 4, 4, batch=2), torch.float32)

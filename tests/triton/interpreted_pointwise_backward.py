@@ -81,7 +81,7 @@ def test_other_layouts(layout):
 @pytest.mark.parametrize("masked", [False, True])
 def test_offsets_of_64_bits(masked, monkeypatch):
     for module in (pointwise_backward, reductions):
-        monkeypatch.setattr(module, "wide", lambda *operands: True)
+        monkeypatch.setattr(module, "needs_int64", lambda *tensors: True)
     x, weight, grad, y = tensors(torch.float32, 2, 20, 33, 5, 7, (2, 1))
     check(x, weight, grad, y if masked else None, (2, 1))
     sums, _ = ops.pointwise_conv2d_backward_reduce(grad, None, None, None, None)

@@ -65,7 +65,7 @@ def test_slice_of_channels_and_nchw_are_read():
 
 
 def test_offsets_of_64_bits(monkeypatch):
-    monkeypatch.setattr(pointwise_siblings, "wide", lambda *operands: True)
+    monkeypatch.setattr(pointwise_siblings, "needs_int64", lambda *tensors: True)
     check(*tensors(torch.float32, 19, (7, 33), (5, 3)), True)
     check_gradients(torch.float32, 19, (7, 33), True)
 

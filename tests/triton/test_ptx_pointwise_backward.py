@@ -99,7 +99,7 @@ def test_siblings(dtype, tf32, inputs, outputs):
 
 def test_slices_and_offsets_of_64_bits(monkeypatch):
     for module in (pointwise_backward, pointwise_siblings, reductions):
-        monkeypatch.setattr(module, "wide", lambda *operands: True)
+        monkeypatch.setattr(module, "needs_int64", lambda *tensors: True)
     x, weight, grad, y = tensors(torch.bfloat16, 2, 24, 20, 5, 3, (2, 1), slack=6)
     (dx, dw), (size_x, size_w) = references(x, weight, grad, (2, 1), y)
     with from_ptx() as launches:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from fastcnn.kernels.pointwise_forward import needs_int64, pixel_stride
+from fastcnn.kernels.rows import needs_int64, pixel_stride
 from fastcnn.kernels.tiles import cdiv, pointwise_candidates, pointwise_tile
 
 from tests.cases import DENSENET121, GOOGLENET, RESNET50, SQUEEZENET
