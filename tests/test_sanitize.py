@@ -8,9 +8,11 @@ import sys
 import pytest
 
 from tests.sanitize import build as sanitized
+from tests.test_isa import LEVELS, require
 
 FINDINGS = ("ERROR: AddressSanitizer", "runtime error:")
 FILES = (
+    "test_arena.py",
     "test_conv2d.py",
     "test_conv2d_bn_relu.py",
     "test_conv2d_winograd.py",
@@ -84,14 +86,23 @@ def test_sanitized_library_is_the_one_tested():
     assert run("-c", code).split() == [str(sanitized.PACKAGE / "fastcnn" / "__init__.py"), "True"]
 
 
-# Compiled graphs run the same kernels, and would have g++ itself run under the sanitizer.
-@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512"])
-@pytest.mark.parametrize("file", FILES)
-def test_nothing_is_found(file, level):
-    output = run(
-        "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "-k", "not compile and not export", f"tests/{file}",
-        FASTCNN_CPU_CAPABILITY=level,
-    )  # fmt: skip
+def passes(level: str, *arguments: str) -> None:
+    require(level)
+    command = ("-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", *arguments)
+    output = run(*command, FASTCNN_CPU_CAPABILITY=level)
     assert not found(output), "\n".join(found(output)) + output[-8000:]
     assert " passed" in output, output[-8000:]
     assert " failed" not in output, output[-8000:]
+
+
+# Compiled graphs run the same kernels, and would have g++ itself run under the sanitizer.
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("file", FILES)
+def test_nothing_is_found(file, level):
+    passes(level, "-k", "not compile and not export", f"tests/{file}")
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_nothing_is_found_in_random_calls(level):
+    """2,000 calls, a third at each level."""
+    passes(level, "-k", "test_op", "--fuzz-seed", "20261123", "--fuzz-cases", "2000", "tests/fuzz")
