@@ -110,8 +110,9 @@ def test_any_layout():
     wanted = convolve(x, weight, SMALL)
     assert torch.equal(convolve(x.contiguous(), weight.contiguous(memory_format=torch.channels_last), SMALL), wanted)
     assert torch.equal(convolve(x.transpose(2, 3).contiguous().transpose(2, 3), weight, SMALL), wanted)
+    # Close only: numpy's product, which the interpreter takes, may round a row by where it stands in its block.
     one = convolve(x[:1], weight, SMALL)
-    assert torch.equal(convolve(x[:1].expand(2, -1, -1, -1), weight, SMALL), one.expand(2, -1, -1, -1))
+    torch.testing.assert_close(convolve(x[:1].expand(2, -1, -1, -1), weight, SMALL), one.expand(2, -1, -1, -1))
 
 
 def test_any_stride_of_scale_and_shift():

@@ -176,7 +176,8 @@ def test_vmap():
         return grouped_conv2d(x, w, None, None, None, *layer.geometry, False, False)
 
     each = torch.stack([convolve(x[i], weight[0]) for i in range(2)])
-    torch.testing.assert_close(torch.vmap(convolve, (0, None))(x, weight[0]), each, rtol=0, atol=0)
+    # Close only: numpy's product, which the interpreter takes, may round a row by where it stands in its block.
+    torch.testing.assert_close(torch.vmap(convolve, (0, None))(x, weight[0]), each)
     each = torch.stack([convolve(x[i], weight[i]) for i in range(2)])
     torch.testing.assert_close(torch.vmap(convolve)(x, weight), each, rtol=0, atol=0)
 
