@@ -155,11 +155,15 @@ __device__ A sum_around(const Tile& t, const A* x, int e, int c, int before, int
   return sum;
 }
 
+// A window's reach to one side: no farther than there are channels. Params has no farther one, but where the kernel
+// says so the backward pass of NHWC is compiled to 6% fewer issue slots (bench/gpu_static.py).
+__device__ inline int reach(int64_t wanted, int64_t channels) { return int(wanted < channels ? wanted : channels - 1); }
+
 // k + alpha * sum of the squares around channel c, whose element of the tile is e.
 template <class A>
 __device__ A scale(const Params& p, const Tile& t, const A* x, int e, int c) {
-  return A(p.k) +
-         A(p.alpha) * sum_around(t, x, e, c, int(p.before), int(p.after), int(p.channels), [](A v) { return v * v; });
+  const int before = reach(p.before, p.channels), after = reach(p.after, p.channels);
+  return A(p.k) + A(p.alpha) * sum_around(t, x, e, c, before, after, int(p.channels), [](A v) { return v * v; });
 }
 
 // Fills x with the block's part of p.x.
@@ -246,7 +250,7 @@ __global__ void __launch_bounds__(kNormThreads, 2) normalize_tile_backward(Param
   sync_block();
   const A factor = A(2 * p.alpha * p.beta);
   // mirrored: the channels whose windows hold this one
-  const int before = int(p.after), after = int(p.before);
+  const int before = reach(p.after, p.channels), after = reach(p.before, p.channels);
   for (int e = threadIdx.x * V; e < t.size; e += kNormThreads * V) {
     int c;
     int64_t offset;
