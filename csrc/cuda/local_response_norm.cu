@@ -155,8 +155,8 @@ __device__ A sum_around(const Tile& t, const A* x, int e, int c, int before, int
   return sum;
 }
 
-// A window's reach to one side: no farther than there are channels. Params has no farther one, but where the kernel
-// says so the backward pass of NHWC is compiled to 6% fewer issue slots (bench/gpu_static.py).
+// A window's reach to one side: no farther than there are channels. Params has no farther one, but without
+// this the static gate predicts 6% more time for NHWC's backward pass.
 __device__ inline int reach(int64_t wanted, int64_t channels) { return int(wanted < channels ? wanted : channels - 1); }
 
 // k + alpha * sum of the squares around channel c, whose element of the tile is e.

@@ -86,8 +86,9 @@ inline int64_t units_of(const BatchNormReluParams& p, const Tensor& z, int64_t p
 
 // kernel(begin, end) over these units.
 template <class F>
-void over_units(const BatchNormReluParams& p, int64_t units, int64_t pixels, const F& kernel) {
-  parallel_for(units, 1 + kSerialNormElements / (p.channels_last ? pixels * p.channels : p.pixels), kernel);
+void over_units(const BatchNormReluParams& p, const Tensor& z, int64_t pixels, const F& kernel) {
+  const int64_t elements = p.channels_last ? pixels * p.channels : p.pixels;
+  parallel_for(units_of(p, z, pixels), 1 + kSerialNormElements / elements, kernel);
 }
 
 struct Affine {

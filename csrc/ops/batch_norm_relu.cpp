@@ -12,8 +12,7 @@ Tensor normalized(const char* op, const Tensor& z, const Affine& a, const std::o
   p.scale = scale.data(), p.shift = shift.data(), p.out = y.mutable_data_ptr();
   const Tensor r = residual ? dense(*residual, format) : z;
   if (residual) p.residual = r.const_data_ptr();
-  over_units(p, units_of(p, z, kPassPixels), kPassPixels,
-             [&](int64_t b, int64_t e) { FASTCNN_CPU(batch_norm_relu)(p, b, e); });
+  over_units(p, z, kPassPixels, [&](int64_t b, int64_t e) { FASTCNN_CPU(batch_norm_relu)(p, b, e); });
   return y;
 }
 

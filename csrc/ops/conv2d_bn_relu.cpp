@@ -126,7 +126,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Te
     if (y) p.y = out.const_data_ptr();
     std::vector<char> sums(units * 2 * (p.channels_last ? channels : 1) * accumulator_size(dtype));
     p.sums = sums.data();
-    over_units(p, units, kNormPixels, [&](int64_t b, int64_t e) { FASTCNN_CPU(batch_norm_relu_sums)(p, b, e); });
+    over_units(p, z, kNormPixels, [&](int64_t b, int64_t e) { FASTCNN_CPU(batch_norm_relu_sums)(p, b, e); });
     dtype == Dtype::f64 ? total<double>(sums, p, units, s, q) : total<float>(sums, p, units, s, q);
     const double count = double(z.numel() / channels);
     Doubles of_z(channels), constant(channels);
@@ -138,8 +138,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, const Te
     p.of_grad = scale.data(), p.of_z = by_z.data(), p.constant = rest.data();
     p.out = dz.mutable_data_ptr();
     if (masked) p.masked = dr.mutable_data_ptr();
-    over_units(p, units_of(p, z, kPassPixels), kPassPixels,
-               [&](int64_t b, int64_t e) { FASTCNN_CPU(batch_norm_relu_backward)(p, b, e); });
+    over_units(p, z, kPassPixels, [&](int64_t b, int64_t e) { FASTCNN_CPU(batch_norm_relu_backward)(p, b, e); });
   }
   for (int64_t c = 0; c < channels; ++c) q[c] *= a.invstd[c];
   return {dz, dr, tensor_of(q, z, accumulator_type(dtype)), tensor_of(s, z, accumulator_type(dtype))};
