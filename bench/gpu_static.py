@@ -41,7 +41,9 @@ def compact(baseline: dict) -> str:
 
 
 def main(
-    sources: Annotated[list[Path] | None, typer.Argument(help=".cu files; else all of csrc/cuda")] = None,
+    sources: Annotated[
+        list[Path] | None, typer.Argument(help=".cu files and the layers they compute; else all of csrc/cuda")
+    ] = None,
     arch: Annotated[list[str], typer.Option(help="80, 90a, 120 or all; may be repeated")] = ["80"],  # noqa: B006
     layers: Annotated[bool, typer.Option(help="the named layers, too")] = True,
     triton: Annotated[bool, typer.Option(help="the Triton kernels, too, as the named layers launch them")] = True,
@@ -68,6 +70,8 @@ def main(
 
             on_triton = triton_gate.examine(triton_gate.beside(architectures), result.kernels)
     before = json.loads(baseline.read_text()) if baseline.exists() else {}
+    if sources and "layers" in before:
+        before["layers"] = {name: layer for name, layer in before["layers"].items() if name in result.layers}
     for table in report.tables(result, on_triton):
         table.print(console)
     if write:

@@ -247,6 +247,12 @@ def test_sums_in_pieces():
     assert cut.roofline == pytest.approx(whole.roofline * whole.microseconds / cut.microseconds)
 
 
+def test_layers_of_other_kernels_are_left_out(layers, monkeypatch):
+    """Of one file's kernels only its layers are predicted."""
+    monkeypatch.setattr(layers, "all_layers", lambda found=layers.all_layers()[:1]: found)
+    assert gate.examine_layers({"80": {}}) == {}
+
+
 def test_a_layer_in_pieces(layers):
     layer = next(each for each in layers.all_layers() if str(each) == "alexnet.conv5 forward nhwc f16")
     call, _ = layers.prepare(layer, layer.batch, small=False, filled=False)

@@ -30,6 +30,8 @@ GEOMETRIES = [
     ((1, 1, 1, 1), {}, {"kernel_size": 1}),
     ((1, 3, 2, 2), {}, {"kernel_size": 2, "stride": 1, "padding": 1, "dilation": 3}),
     ((2, 150, 60, 61), {"size": 7}, ALEXNET),
+    ((1, 9, 7, 300), {}, ALEXNET),
+    ((2, 32, 10, 16), {}, ALEXNET),
 ]
 ARGS = (5, 0.06, 0.75, 2.0, 1, False, (3, 3), (2, 2), (0, 0), (1, 1), False)  # of the ops
 
@@ -91,6 +93,22 @@ def test_named_layers(name, layout):
     equal(y, want)
     g = torch.randn_like(y)
     equal(*(torch.autograd.grad(t, x, g)[0] for t in (y, want)))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_tensors_that_begin_anywhere(layout):
+    """Rows of whole sectors, which CUDA's kernels walk without slack, but behind an element of another tensor."""
+    aligned = torch.randn(2, 32, 10, 16).to(memory_format=layout)
+
+    def shifted(tensor):
+        memory = torch.empty(1 + tensor.numel())
+        return memory.as_strided(tensor.shape, tensor.stride(), 1).copy_(tensor)
+
+    x, at_start = shifted(aligned).requires_grad_(), aligned.requires_grad_()
+    y, want = F.lrn_max_pool2d(x, 5), F.lrn_max_pool2d(at_start, 5)
+    equal(y, want)
+    g = torch.randn(y.shape).to(memory_format=layout)
+    equal(torch.autograd.grad(y, x, shifted(g))[0], torch.autograd.grad(want, at_start, g)[0])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -85,12 +85,15 @@ def examine(sources: Iterable[Path], architectures: Iterable[str], with_layers: 
 
 
 def examine_layers(kernels: dict[str, dict[str, Kernel]]) -> dict[str, LayerResult]:
+    """Those that one of the kernels computes."""
     from . import layers  # imports fastcnn, which the kernels do not need
 
     results, counted = {}, {}
     for layer in layers.all_layers():
         call, _ = layers.prepare(layer, layer.batch, small=False, filled=False)
         launch = layers.main(layers.launches(call))
+        if not any(launch.kernel in found for found in kernels.values()):
+            continue
         key = layers.counted_as(layer, launch.kernel)
         if key not in counted:
             counted[key] = layers.count(layer, launch.kernel)

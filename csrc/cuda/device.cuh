@@ -30,6 +30,7 @@ struct alignas(sizeof(T) * N) Vec {
 };
 
 constexpr int kWarp = 32, kWarpBits = 5;
+constexpr int kSectorBytes = 32;  // of global memory, that move together
 
 template <class T>
 constexpr bool is_half = false;

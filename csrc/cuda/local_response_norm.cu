@@ -289,12 +289,12 @@ const char* run_walk(const Params& p, void* stream) {
 template <class T, bool kBackward>
 const char* choose_walk(const Params& p, void* stream) {
   constexpr int kBytes = kBackward ? 4 : 8, V = kBytes < sizeof(T) ? 1 : kBytes / sizeof(T);
-  constexpr int kSpread = (kBackward ? 3 : 4) / (sizeof(T) == 8 ? 2 : 1), kSector = 32;
+  constexpr int kSpread = (kBackward ? 3 : 4) / (sizeof(T) == 8 ? 2 : 1);
   const auto all_aligned = [&](int bytes) {
     return p.inner * sizeof(T) % bytes == 0 && aligned(p.x, bytes) && aligned(p.out, bytes) &&
            (!kBackward || aligned(p.g, bytes));
   };
-  if (!all_aligned(kSector) && p.inner >= kWarp)
+  if (!all_aligned(kSectorBytes) && p.inner >= kWarp)
     return run_walk<T, WarpPixels<T, kSpread>, kBackward, kBackward ? 1 : kAhead / 2>(p, stream);
   return all_aligned(V * sizeof(T)) ? run_walk<T, VectorPixels<T, V>, kBackward, kAhead>(p, stream)
                                     : run_walk<T, VectorPixels<T, 1>, kBackward, kAhead>(p, stream);

@@ -39,7 +39,9 @@ struct WarpPixels {
   __device__ explicit WarpPixels(int64_t left)
       : lane(threadIdx.x % kWarp), count(int(left < V * kWarp ? left : V * kWarp)) {}
   // How many elements behind the start of a sector the row begins.
-  __device__ static int behind(const T* row) { return int(reinterpret_cast<uintptr_t>(row) % 32 / sizeof(T)); }
+  __device__ static int behind(const T* row) {
+    return int(reinterpret_cast<uintptr_t>(row) % kSectorBytes / sizeof(T));
+  }
 
   __device__ Fetched fetch(const T* row) const {
     const int first = lane - behind(row);

@@ -32,8 +32,8 @@ struct Position {
 // is behind one: then whole sectors move, 16 bytes a thread. Done at the next cp_async_wait and barrier.
 template <class T>
 __device__ const T* stage(void* shared, const T* from, int count) {
-  constexpr int V = 16 / sizeof(T), kSector = 32 / sizeof(T);
-  const int behind = int(reinterpret_cast<uintptr_t>(from) % 32 / sizeof(T));
+  constexpr int V = 16 / sizeof(T), kSector = kSectorBytes / sizeof(T);
+  const int behind = int(reinterpret_cast<uintptr_t>(from) % kSectorBytes / sizeof(T));
   T* to = static_cast<T*>(shared) + behind;
   const int lead = (kSector - behind) % kSector, head = lead < count ? lead : count, tail = (count - head) % V;
   for (int i = head + int(threadIdx.x) * V; i < count - tail; i += kPoolThreads * V) cp_async<16>(to + i, from + i);

@@ -79,7 +79,8 @@ __device__ inline Peak<T, Index, V> load_peak(const MaxPool2dGeometry& p, int64_
 }
 
 // sum[v] = the gradients, in raster order, of the windows that have their maximum at (h, w). peak(oh, ow) reads one.
-template <class T, class Index, int V, class Read>
+// kDilated: false where the compiler should know that positions of a window are neighbours.
+template <class T, class Index, bool kDilated = true, int V, class Read>
 __device__ inline void sum_of_windows(const MaxPool2dGeometry& p, int h, int w, const Read& peak, Acc<T> (&sum)[V]) {
   int top, bottom, left, right;
   covering(h, p.oh, (p.kh - 1) * p.dh + 1, p.by_sh, p.ph, top, bottom);
@@ -88,11 +89,12 @@ __device__ inline void sum_of_windows(const MaxPool2dGeometry& p, int h, int w, 
   for (int v = 0; v < V; ++v) sum[v] = 0;
   for (int oh = top; oh < bottom; ++oh) {
     const int down = h + p.ph - oh * p.sh;
-    if (p.dh > 1 && down % p.dh) continue;
+    if (kDilated && p.dh > 1 && down % p.dh) continue;
     for (int ow = left; ow < right; ++ow) {
       const int across = w + p.pw - ow * p.sw;
-      if (p.dw > 1 && across % p.dw) continue;
-      const int mine = (p.dh > 1 ? down / p.dh : down) * p.kw + (p.dw > 1 ? across / p.dw : across);
+      if (kDilated && p.dw > 1 && across % p.dw) continue;
+      const int mine =
+          (kDilated && p.dh > 1 ? down / p.dh : down) * p.kw + (kDilated && p.dw > 1 ? across / p.dw : across);
       const Peak<T, Index, V> of = peak(oh, ow);
 #pragma unroll
       for (int v = 0; v < V; ++v) sum[v] += int(of.argmax.v[v]) == mine ? to_acc(of.g.v[v]) : Acc<T>(0);
