@@ -55,9 +55,14 @@ __global__ void __launch_bounds__(kFusedThreads, 4) lrn_max_pool2d_kernel(Strip 
     }
     each_element(s, p.ow, part.c0, own, [&](int ow, int c) {
       Maximum<A> most;
-      for_each_position<Shape::kWindow>(p, oh, ow, [&](int h, int w, int position) {
+      const auto take = [&](int h, int w, int position) {
         most.take(to_acc(load_shared(slot(h) + in_row.at(w, c))), position);
-      });
+      };
+      const int w0 = ow * p.sw - p.pw;
+      if (Shape::kWindow && h0 >= 0 && h0 + p.kh <= p.h && w0 >= 0 && w0 + p.kw <= p.w)
+        for_each_position<Shape::kWindow, true>(p, oh, ow, take);
+      else
+        for_each_position<Shape::kWindow>(p, oh, ow, take);
       store_shared(x + in_y.at(ow, c), most.best);
       if (p.argmax) store_shared(argmax + in_y.at(ow, c), Index(most.argmax()));
     });

@@ -48,18 +48,18 @@ struct Maximum {
 };
 
 // f(h, w, position) for the window's positions that x has, in raster order. K: the window's height and width where the
-// compiler should know them, so that all its loads are under way at once; else 0.
-template <int K, class F>
+// compiler should know them, so that all its loads are under way at once; else 0. kInside: x has all of them.
+template <int K, bool kInside = false, class F>
 __device__ __forceinline__ void for_each_position(const MaxPool2dGeometry& p, int oh, int ow, const F& f) {
   const int kh = K ? K : p.kh, kw = K ? K : p.kw, h0 = oh * p.sh - p.ph, w0 = ow * p.sw - p.pw;
 #pragma unroll(K ? K : 1)
   for (int i = 0; i < kh; ++i) {
     const int h = h0 + i * p.dh;
-    if (h < 0 || h >= p.h) continue;
+    if (!kInside && (h < 0 || h >= p.h)) continue;
 #pragma unroll(K ? K : 1)
     for (int j = 0; j < kw; ++j) {
       const int w = w0 + j * p.dw;
-      if (w >= 0 && w < p.w) f(h, w, i * kw + j);
+      if (kInside || (w >= 0 && w < p.w)) f(h, w, i * kw + j);
     }
   }
 }
