@@ -71,45 +71,37 @@ void compute(const Conv2dParams& p, const Conv2dPlan& plan, const Block& b, cons
   const int64_t cols = b.ow1 - b.ow0;
   const bool narrow = cols <= kNarrowMR && b.panel1 - b.panel0 > 2;
   const int most = narrow ? kNarrowMR : kMR, vectors = narrow ? kMaxNV : 2;
-  const int64_t tiles = (cols + most - 1) / most;
+  // Of a row's tiles the first `longer` have a pixel more than the others.
+  const int64_t tiles = (cols + most - 1) / most, least = cols / tiles, longer = cols % tiles;
   const bool follows = g.kh * g.kw == 1 && g.sw == 1 && source.col == channels;  // the next tile's inputs on this one's
+  const bool straight = whole_vectors<T>(p);
   alignas(64) A tile[kMR * 2 * L > kNarrowMR * kMaxNV * L ? kMR * 2 * L : kNarrowMR * kMaxNV * L];
-  const auto row_of_tiles = [&](int64_t v0, int64_t oh, int64_t i, int64_t last) {
-    const int nv = b.panel1 - v0 < vectors ? int(b.panel1 - v0) : vectors;
-    const int64_t oc = v0 * L, left = g.group_out - oc, width = left < nv * L ? left : nv * L;
-    const A* tile_bias = bias ? bias + oc : nullptr;
-    const int64_t channel = b.group * g.group_out + oc;
-    for (; i < last; ++i) {
-      const int64_t w0 = i * cols / tiles, pixels = (i + 1) * cols / tiles - w0, ow = b.ow0 + w0;
-      const E* x = source.at + (oh - b.oh0) * g.sh * source.row + w0 * g.sw * source.col;
-      const auto sum = [&](const Out<A>& out) {
-        const auto accumulate = follows && v0 == b.panel0 ? accumulate_for<A, E, true>(int(pixels), nv)
-                                                          : accumulate_for<A, E>(int(pixels), nv);
-        accumulate(x, g.sw * source.col, runs, packed + v0 * panel, panel, out);
-      };
-      if (whole_vectors<T>(p) && width == nv * L) {
-        sum(out_of<T>(p, tile_bias, b.n, channel, oh, ow));
-      } else {
-        sum({tile, nv * L, nullptr, nullptr, 0, false});
-        epilogue<T>(p, tile, nv * L, int(pixels), width, tile_bias, b.n, channel, oh, ow);
-      }
+  // Tile i of row oh by panels [v0, v1).
+  const auto multiply = [&](int64_t oh, int64_t i, int64_t v0, int64_t v1) {
+    const int pixels = int(least + (i < longer));
+    const int64_t w0 = i * least + (i < longer ? i : longer), ow = b.ow0 + w0, c0 = b.group * g.group_out;
+    const E* x = source.at + (oh - b.oh0) * g.sh * source.row + w0 * g.sw * source.col;
+    const Out<A> out = straight ? out_of<T>(p, bias, b.n, c0, oh, ow) : Out<A>{};
+    for (; v0 < v1; v0 += vectors) {
+      const int nv = v1 - v0 < vectors ? int(v1 - v0) : vectors;
+      const int64_t c = v0 * L, left = g.group_out - c, width = left < nv * L ? left : nv * L;
+      const auto accumulate =
+          follows && v0 == b.panel0 ? accumulate_for<A, E, true>(pixels, nv) : accumulate_for<A, E>(pixels, nv);
+      const bool direct = straight && width == nv * L;
+      accumulate(x, g.sw * source.col, runs, packed + v0 * panel, panel,
+                 direct ? out.from(c) : Out<A>{tile, nv * L, nullptr, nullptr, 0, false});
+      if (!direct) epilogue<T>(p, tile, nv * L, pixels, width, bias ? bias + c : nullptr, b.n, c0 + c, oh, ow);
     }
   };
   // Weights that stay in L2 pass by each tile of inputs, which then comes from L1; else each panel of weights passes by
   // the whole block.
-  if ((b.panel1 - b.panel0) * panel <= kWeightElements) {
+  const bool weights_stay = (b.panel1 - b.panel0) * panel <= kWeightElements;
+  const int64_t at_once = weights_stay ? b.panel1 - b.panel0 : vectors;
+  for (int64_t v0 = b.panel0; v0 < b.panel1; v0 += at_once)
     for (int64_t oh = b.oh0; oh < b.oh1; ++oh) {
       skip_zero_rows(g, p.xm, oh, runs);
-      for (int64_t i = 0; i < tiles; ++i)
-        for (int64_t v0 = b.panel0; v0 < b.panel1; v0 += vectors) row_of_tiles(v0, oh, i, i + 1);
+      for (int64_t i = 0; i < tiles; ++i) multiply(oh, i, v0, b.panel1 - v0 < at_once ? b.panel1 : v0 + at_once);
     }
-  } else {
-    for (int64_t v0 = b.panel0; v0 < b.panel1; v0 += vectors)
-      for (int64_t oh = b.oh0; oh < b.oh1; ++oh) {
-        skip_zero_rows(g, p.xm, oh, runs);
-        row_of_tiles(v0, oh, 0, tiles);
-      }
-  }
 }
 
 // S: the elements of the copy of x.

@@ -29,8 +29,8 @@ inline void accumulate(const Window<A>& v, int64_t step, const Out<A>& out, int6
 #pragma GCC unroll 8
   for (int t = 0; t < MR; ++t) acc[t] = V<A>{};
   // The rows that the next row of outputs is the first to read: single lines a pixel apart, which no hardware sees
-  // coming.
-  if (KW == 3)
+  // coming; each asked for by the first of its vectors.
+  if (KW == 3 && reinterpret_cast<uintptr_t>(v.x) % 64 < sizeof(V<A>))
 #pragma GCC unroll 2
     for (int i = 0; i < S; ++i)
 #pragma GCC unroll 16

@@ -15,6 +15,9 @@ constexpr int64_t kOutputElements = 128 * 1024;
 // Enough tasks that the last one to finish costs little, where there is work for that many.
 constexpr int64_t kTasksPerThread = 8;
 
+// Weights that every thread may read all of: 128 KiB of float32 are a quarter of a 512 KiB L2.
+constexpr int64_t kFewWeights = 32 * 1024;
+
 // Pixels of a block: fewer do not repay the panel of weights that each block streams from L2. Blocks of less than a row
 // are multiples of it, so that they begin where a slot of moments does.
 constexpr int64_t kLeastPixels = kMomentPixels;
@@ -181,12 +184,14 @@ Conv2dPlan plan_conv2d(const Conv2dParams& p, Isa isa, int64_t threads) {
   plan.panels = ceil_div(grouped ? g.groups * g.group_out : g.group_out, plan.lanes);
   BlockShape block = block_shape(g, p.ym, channels);
 
-  // Share the work: first by output channels, since each thread then streams only its part of the weights, then by
-  // pixels, of which a block keeps at least kLeastPixels.
+  // Share the work: first by output channels, since each thread then streams only its part of the weights, unless these
+  // are few; then by pixels, of which a block keeps at least kLeastPixels.
   const int64_t wanted = threads > 1 ? threads * kTasksPerThread : 1;
   const auto blocks = [&] { return images * ceil_div(p.ym.h, block.rows) * ceil_div(p.ym.w, block.cols); };
   plan.panels_per_task = plan.panels;
-  if (!grouped && blocks() < wanted) {
+  const int64_t weights = plan.panels * plan.lanes * g.kh * g.kw * channels;
+  const bool few_weights = weights <= kFewWeights && images * p.ym.h * p.ym.w >= wanted * kLeastPixels;
+  if (!grouped && !few_weights && blocks() < wanted) {
     const int64_t parts = std::min(ceil_div(plan.panels, kPanelsAtOnce), ceil_div(wanted, blocks()));
     plan.panels_per_task = ceil_div(ceil_div(plan.panels, parts), kPanelsAtOnce) * kPanelsAtOnce;
   }
