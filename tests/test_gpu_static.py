@@ -249,7 +249,8 @@ def test_sums_in_pieces():
 
 def test_layers_of_other_kernels_are_left_out(layers, monkeypatch):
     """Of one file's kernels only its layers are predicted."""
-    monkeypatch.setattr(layers, "all_layers", lambda found=layers.all_layers()[:1]: found)
+    some = layers.all_layers()[:1]
+    monkeypatch.setattr(layers, "all_layers", lambda: some)
     assert gate.examine_layers({"80": {}}) == {}
 
 
