@@ -32,10 +32,6 @@ PATHS = (
     (r"(?<!first_)(?<!grouped_)mma(_\w+)?_kernel|first_mma_kernel", ("LDGSTS",)),
 )
 FFMA_SHARE = (r"ffma(_\w+)?_kernel", 0.75)
-KNOWN_SHARE = (
-    # Of 128 outputs on sm_120 alone.
-    Excuse(r"ffma_weight_grad_kernel<(64|128), false>", "copies of 4 bytes, as no vector divides the channels: 73%"),
-)
 
 
 def excused(kernel: Kernel, known: tuple[Excuse, ...]) -> bool:
@@ -102,12 +98,7 @@ def of_kernel(kernel: Kernel, before: dict) -> list[str]:
         if re.search(pattern, kernel.name):
             found += [f"the hottest loop has no {group}" for group in groups if not loop.mix[group]]
     pattern, least = FFMA_SHARE
-    if (
-        re.search(pattern, kernel.name)
-        and not is_double(kernel)
-        and not excused(kernel, KNOWN_SHARE)
-        and loop.share("FFMA") < least
-    ):
+    if re.search(pattern, kernel.name) and not is_double(kernel) and loop.share("FFMA") < least:
         found.append(f"the hottest loop is {loop.share('FFMA'):.0%} FFMA, not {least:.0%}")
     if loop.mix["double"] and not is_double(kernel) and not excused(kernel, KNOWN_DOUBLE):
         found.append(f"{loop.mix['double']} float64 instructions in the hottest loop")

@@ -124,6 +124,7 @@ int64_t mma_weight_grad_splits(const Conv2dWeightGrad& p);
 
 // float32 in any layout, kernels of at most kMostTaps a side, not adjoint; w in its packed layout.
 const char* conv2d_ffma(const Conv2d& p, void* stream);
+// float32 in any layout, of sizes that 32 bits count (fits_ffma_weight_grad in conv2d_dispatch.h).
 const char* conv2d_weight_grad_ffma(const Conv2dWeightGrad& p, void* stream);
 int64_t ffma_weight_grad_splits(const Conv2dWeightGrad& p);
 

@@ -1,11 +1,13 @@
 // Which kernel computes a convolution, in which tiles and how many parts of a sum: functions of sizes, types and, of
 // the parts, the chip's number of processors, so that a call's bits depend on nothing else.
 #pragma once
+#include <cstdlib>
+
+#include "cuda/conv2d.cuh"
 #include "cuda/conv2d_first_tile.h"
 #include "cuda/conv2d_grouped_tile.h"
 #include "cuda/conv2d_plane_tile.h"
 #include "cuda/tiles.h"
-#include "ops/conv2d.h"
 
 namespace fastcnn::cuda {
 
@@ -106,16 +108,29 @@ inline ConvKernel choose_forward(const ConvGeometry& g, Dtype dtype, int64_t h, 
   return choose_kernel(g, dtype, h, w, channels_last, tf32);
 }
 
-// Of the weight gradient, in either layout; h, w: of grad. Products over pixels have weights, taps and channels alike,
-// for columns.
-inline ConvKernel choose_weight_grad(const ConvGeometry& g, Dtype dtype, int64_t h, int64_t w, bool tf32) {
+// Whether conv2d_weight_grad_ffma can count in 32 bits what its loop adds to: twice the positions of an axis of x, and
+// offsets from where a window would begin without padding to what its taps read.
+inline bool fits_ffma_weight_grad(const ConvGeometry& g, int64_t x_h, int64_t x_w) {
+  const auto span = [](int64_t size, int64_t padding, int64_t stride) {
+    return double(size) + 2.0 * double(std::abs(padding)) + double(stride);
+  };
+  const double rows = span(x_h, g.ph, g.sh), columns = span(x_w, g.pw, g.sw), most = double(kMostIndex);
+  return 2 * rows <= most && 2 * columns <= most && (rows * double(x_w) + columns) * g.groups * g.group_in <= most;
+}
+
+// Of the weight gradient, in either layout; h, w: of grad; x_h, x_w: of x. Products over pixels have weights, taps and
+// channels alike, for columns.
+inline ConvKernel choose_weight_grad(const ConvGeometry& g, Dtype dtype, int64_t h, int64_t w, int64_t x_h, int64_t x_w,
+                                     bool tf32) {
   const bool few = has_few_inputs(g) && g.group_out >= 16;
   if (few && size_of(dtype) == 2 && g.group_out % 8 == 0 && first_weight_grad_bytes(g, dtype) <= kMostSharedBytes)
     return ConvKernel::first_mma;
-  if (few && dtype == Dtype::f32 && g.kh * g.kw * g.group_in >= 16) return ConvKernel::ffma;
+  const ConvKernel exact = fits_ffma_weight_grad(g, x_h, x_w) ? ConvKernel::ffma : ConvKernel::direct;
+  if (few && dtype == Dtype::f32 && g.kh * g.kw * g.group_in >= 16) return exact;
   if (in_planes(g, dtype) && plane_grad_tile(g, h, w).rows > 0) return ConvKernel::grouped_mma;
   if (in_chunks(g, dtype) && grouped_grad_tile(g, h, w, dtype).rows > 0) return ConvKernel::grouped;
-  return choose_gemm(g, dtype, tf32);
+  const ConvKernel gemm = choose_gemm(g, dtype, tf32);
+  return gemm == ConvKernel::ffma ? exact : gemm;
 }
 
 // Of an input gradient, whose g has the convolution's strides and dilations, but swapped channels.

@@ -61,12 +61,12 @@ __global__ void __launch_bounds__(FfmaTile<kM, kN>::kThreads, FfmaTile<kM, kN>::
 #pragma unroll
       for (int u = 0; u < kWindows; ++u)
         cp_async<4>(&stage.a[channel][first_pixel + u * kNextPixel], windows[u].x + k * kNextChannel * c.xm.sc,
-                    windows[u].holds(tap) ? 4 : 0);
+                    windows[u].holds(tap));
     }
 #pragma unroll
     for (int k = 0; k < kCopiesB; ++k) {
       const bool valid = exists && next.channel + row + k * kNextRow < channels;
-      cp_async<16>(&stage.b[row + k * kNextRow][o], w + k * kNextRow * c.ws.c, valid ? 16 : 0);
+      cp_async<16>(&stage.b[row + k * kNextRow][o], w + k * kNextRow * c.ws.c, valid);
     }
     int64_t x_step, w_step;
     next.advance<S::kDepth>(p.by, channels, c.g.kw, x_step, w_step);

@@ -43,13 +43,13 @@ __global__ void __launch_bounds__(Tile<kN>::kThreads, Tile<kN>::kBlocks) conv2d_
     for (int e = thread; e < length * (kN / 4); e += blockDim.x) {
       const int k = e / (kN / 4), o = e % (kN / 4) * 4;
       const bool exists = place.channel + o < p.filled;
-      cp_async<16>(&stage.weights[k][o], exists ? w + int64_t(k) * p.filled + place.channel + o : w, exists ? 16 : 0);
+      cp_async<16>(&stage.weights[k][o], exists ? w + int64_t(k) * p.filled + place.channel + o : w, exists);
     }
     if (++next_part == p.parts) next_part = 0, ++next_row;
   };
   for_each_of_halo<4>(static_cast<const float*>(c.x) + place.n * c.xm.sn, c.xm, t, place.row * c.g.sh - c.g.ph,
                       place.column * c.g.sw - c.g.pw, p.adjoin, p.by_channels,
-                      [&](int at, bool valid, const float* from) { cp_async<4>(halo + at, from, valid ? 4 : 0); });
+                      [&](int at, bool valid, const float* from) { cp_async<4>(halo + at, from, valid); });
   fetch(stages[0]);
   cp_async_commit();
 

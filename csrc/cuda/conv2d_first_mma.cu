@@ -62,8 +62,7 @@ __global__ void __launch_bounds__(Tile<T, kN>::kThreads, 2) conv2d_first_mma_ker
     for (int u = 0; u < S::kMostCopies; ++u) {
       const bool exists = place.channel + row + u * rows < outputs;
       if (row + u * rows < kN)
-        cp_async<16>(stage.weights + to + u * rows * kDepth<T>, exists ? w + int64_t(u * rows) * p.sum : w0,
-                     exists ? 16 : 0);
+        cp_async<16>(stage.weights + to + u * rows * kDepth<T>, exists ? w + int64_t(u * rows) * p.sum : w0, exists);
     }
     w += kDepth<T>;
   };

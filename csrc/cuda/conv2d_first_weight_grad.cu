@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kThreads, 2) conv2d_first_mma_weight_grad_kern
       const bool exists = h < c.gm.h && w < c.gm.w && o < outputs;
       const T* grad = static_cast<const T*>(c.grad);
       cp_async<16>(shared->grad + pixel * S::kWidth + outer_chunk<T>(pixel, chunk) * kChunk<T>,
-                   exists ? grad + n * c.gm.sn + h * c.gm.sh + w * c.gm.sw + o : grad, exists ? 16 : 0);
+                   exists ? grad + n * c.gm.sn + h * c.gm.sh + w * c.gm.sw + o : grad, exists);
     }
     cp_async_commit();
     // Two elements, and one copy or row at a time: more would spill registers beside the sums.

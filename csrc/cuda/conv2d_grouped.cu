@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kGroupedThreads, 2) conv2d_grouped_kernel(Para
     const int h = h0 + int(p.by_width.divide(p.by_chunks.divide(e, chunk), v)), w = w0 + int(v);
     const bool valid =
         uint32_t(h) < uint32_t(c.xm.h) && uint32_t(w) < uint32_t(c.xm.w) && chunk0 + int(chunk) < p.chunks;
-    cp_async<16>(halo + e, valid ? x + h * c.xm.sh + w * c.xm.sw + chunk * kVector : x, valid ? 16 : 0);
+    cp_async<16>(halo + e, valid ? x + h * c.xm.sh + w * c.xm.sw + chunk * kVector : x, valid);
   }
   cp_async_commit();
   const int taps = c.g.kh * c.g.kw;

@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kPlaneThreads, 2) conv2d_grouped_mma_weight_gr
       const int h = row0 + at.row, w = column0 + at.column;
       const bool valid = channel < channels && h < c.gm.h && w < c.gm.w;
       cp_async<16>(grads + chunk * p.grad_plane + at.row * t.columns + at.column,
-                   valid ? grad + n * c.gm.sn + h * c.gm.sh + w * c.gm.sw : grad, valid ? 16 : 0);
+                   valid ? grad + n * c.gm.sn + h * c.gm.sh + w * c.gm.sw : grad, valid);
     }
     cp_async_commit();
     cp_async_wait<0>();

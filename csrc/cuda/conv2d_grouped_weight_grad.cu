@@ -65,13 +65,13 @@ __global__ void __launch_bounds__(kGroupedThreads, 2) conv2d_grouped_weight_grad
     for (int e = thread; e < t.height * t.width * t.chunks; e += t.threads, at.advance(t.width)) {
       const int h = h0 + at.row, w = w0 + at.column;
       const bool valid = exists && uint32_t(h) < uint32_t(c.xm.h) && uint32_t(w) < uint32_t(c.xm.w);
-      cp_async<16>(halo + e, valid ? x + n * c.xm.sn + h * c.xm.sh + w * c.xm.sw : x, valid ? 16 : 0);
+      cp_async<16>(halo + e, valid ? x + n * c.xm.sn + h * c.xm.sh + w * c.xm.sw : x, valid);
     }
     at = first_grad;
     for (int e = thread; e < t.rows * t.columns * t.chunks; e += t.threads, at.advance(t.columns)) {
       const int h = row0 + at.row, w = column0 + at.column;
       const bool valid = exists && h < c.gm.h && w < c.gm.w;
-      cp_async<16>(grads + e, valid ? grad + n * c.gm.sn + h * c.gm.sh + w * c.gm.sw : grad, valid ? 16 : 0);
+      cp_async<16>(grads + e, valid ? grad + n * c.gm.sn + h * c.gm.sh + w * c.gm.sw : grad, valid);
     }
     cp_async_commit();
     cp_async_wait<0>();

@@ -76,7 +76,7 @@ struct PixelCopies {
     const uint32_t tap = chunk < rows ? bits : kNowhere;
 #pragma unroll
     for (int u = 0; u < kCount; ++u)
-      cp_async<16>(a + place + u * S::kRows * kDepth<T>, windows[u].x + x + channel, windows[u].holds(tap) ? 16 : 0);
+      cp_async<16>(a + place + u * S::kRows * kDepth<T>, windows[u].x + x + channel, windows[u].holds(tap));
   }
   __device__ __forceinline__ static void load(LeftFragments<S::kWarpM>& to, const T* a, int first, int k, int lane) {
     load_left_inner<T, S::kWarpM>(to, a + first * kDepth<T>, k, lane);
@@ -119,7 +119,7 @@ struct PlaneCopies {
     const T* source = window.x + x + from * plane;
 #pragma unroll
     for (int u = 0; u < kCount; ++u) {
-      cp_async<4>(a + places[u % kPlaces] + u / kPlaces * 4 * S::kM, source, u * kNext < valid ? 4 : 0);
+      cp_async<4>(a + places[u % kPlaces] + u / kPlaces * 4 * S::kM, source, u * kNext < valid);
       source += next;
     }
   }
@@ -151,7 +151,7 @@ struct WeightCopies {
   __device__ __forceinline__ void start(T* b, const MmaParams&, int first, int rows) const {
 #pragma unroll
     for (int u = 0; u < kCount; ++u)
-      cp_async<16>(b + place + u * S::kRows * kDepth<T>, w[u] + first, chunk < rows && exists[u] ? 16 : 0);
+      cp_async<16>(b + place + u * S::kRows * kDepth<T>, w[u] + first, chunk < rows && exists[u]);
   }
   __device__ __forceinline__ static void load(RightFragments<S::kWarpN>& to, const T* b, int first, int k, int lane) {
     load_right_inner<T, S::kWarpN>(to, b + first * kDepth<T>, k, lane);
@@ -184,7 +184,7 @@ struct WeightCopies<S, 4> {
   __device__ __forceinline__ void start(T* b, const MmaParams& p, int first, int rows) const {
     const int64_t from = first * p.conv.ws.c;
 #pragma unroll
-    for (int u = 0; u < kCount; ++u) cp_async<16>(b + places[u], w[u] + from, row(u) < rows && exists[u] ? 16 : 0);
+    for (int u = 0; u < kCount; ++u) cp_async<16>(b + places[u], w[u] + from, row(u) < rows && exists[u]);
   }
   __device__ __forceinline__ static void load(RightFragments<S::kWarpN>& to, const T* b, int first, int k, int lane) {
     load_right_outer<T, S::kWarpN, S::kN, true>(to, b, first, k, lane);

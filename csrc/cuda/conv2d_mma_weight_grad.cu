@@ -70,10 +70,10 @@ __global__ void __launch_bounds__(Tile<T, kM, kN, kWarpM, kWarpN>::kThreads, kM 
     for (int u = 0; u < S::kCopies; ++u) {
       const bool exists = pixel + u * S::kRows < end;
       const int to = row + u * S::kRows, place = to * kM + outer_chunk<T>(to, chunk) * kChunk<T>;
-      cp_async<16>(stage.a + place, grad + u * S::kRows * c.gm.sw, exists && o < outputs ? 16 : 0);
+      cp_async<16>(stage.a + place, grad + u * S::kRows * c.gm.sw, exists && o < outputs);
       const bool valid =
           exists && weight < p.weights && uint32_t(h[u]) < uint32_t(c.xm.h) && uint32_t(w[u]) < uint32_t(c.xm.w);
-      cp_async<16>(stage.b + place, x[u], valid ? 16 : 0);
+      cp_async<16>(stage.b + place, x[u], valid);
       h[u] += p.next_h, w[u] += p.next_w, x[u] += p.next;
       if (w[u] >= columns + across) w[u] -= columns, h[u] += c.g.sh, x[u] += p.next_row;
       if (h[u] >= rows + down) h[u] -= rows, x[u] += p.next_image;

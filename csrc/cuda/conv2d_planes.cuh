@@ -17,8 +17,7 @@ __device__ __forceinline__ void copy_to_plane(Vec<T, 8>* to, const T* x, bool ex
     const bool valid = exists && uint32_t(h) < uint32_t(m.h) && uint32_t(w) < uint32_t(m.w);
     uint32_t phase;
     const int column = int(by_sw.divide(at.column, phase));
-    cp_async<16>(to + at.row * t.row + int(phase) * t.phase + column, valid ? x + h * m.sh + w * m.sw : x,
-                 valid ? 16 : 0);
+    cp_async<16>(to + at.row * t.row + int(phase) * t.phase + column, valid ? x + h * m.sh + w * m.sw : x, valid);
   }
 }
 

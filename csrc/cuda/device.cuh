@@ -125,18 +125,20 @@ __device__ __forceinline__ void store_shared(T* p, T value) {
 }
 __device__ __forceinline__ uint32_t shared_address(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
 
-// Copies kBytes from global to shared memory past the registers: `valid_bytes` of them, zeros for the rest. Both
-// addresses are multiples of kBytes, even where nothing is valid.
+// Copies kBytes from global to shared memory past the registers; where !valid, zeros instead. Both addresses are
+// multiples of kBytes, even where nothing is valid.
 template <int kBytes>
-__device__ __forceinline__ void cp_async(void* shared, const void* global, int valid_bytes = kBytes) {
+__device__ __forceinline__ void cp_async(void* shared, const void* global, bool valid = true) {
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
   if constexpr (kBytes == 16)  // .cg: through L2 alone
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
-                 "r"(valid_bytes)
+    asm volatile("{ .reg .pred none; setp.eq.u32 none, %2, 0; cp.async.cg.shared.global [%0], [%1], 16, none; }" ::"r"(
+                     shared_address(shared)),
+                 "l"(global), "r"(uint32_t(valid))
                  : "memory");
   else
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(shared)), "l"(global),
-                 "n"(kBytes), "r"(valid_bytes)
+    asm volatile("{ .reg .pred none; setp.eq.u32 none, %3, 0; cp.async.ca.shared.global [%0], [%1], %2, none; }" ::"r"(
+                     shared_address(shared)),
+                 "l"(global), "n"(kBytes), "r"(uint32_t(valid))
                  : "memory");
 }
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -308,6 +310,12 @@ __device__ __forceinline__ void mma_m16n8k8(float (&d)[4], const uint32_t (&a)[4
 #endif
 
 namespace fastcnn::cuda {
+
+// How many elements behind the start of its sector p lies.
+template <class T>
+__device__ __forceinline__ int behind_sector(const T* p) {
+  return int(reinterpret_cast<uintptr_t>(p) % kSectorBytes / sizeof(T));
+}
 
 // Any element type to what the kernel computes in, and back.
 template <class T>

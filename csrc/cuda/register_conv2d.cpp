@@ -311,7 +311,8 @@ Tensor conv2d_backward_weight(const Tensor& grad, const Tensor& input, const Int
   check_grad(kOp, grad, conv_output(kOp, input, dw, p.g));
   if (!dw.numel()) return dw;
   if (!grad.numel()) return torch::stable::fill_(dw, 0.0);
-  const WeightGrad kernel = weight_grad(cuda::choose_weight_grad(p.g, p.dtype, grad.size(2), grad.size(3), tf32));
+  const WeightGrad kernel = weight_grad(
+      cuda::choose_weight_grad(p.g, p.dtype, grad.size(2), grad.size(3), input.size(2), input.size(3), tf32));
   const Tensor x = kernel.nhwc_x ? as_nhwc(input) : dense(input), g = kernel.nhwc_grad ? as_nhwc(grad) : dense(grad);
   p.x = x.const_data_ptr(), p.xm = kernel.nhwc_x ? nhwc_map(x) : map_of(x);
   p.grad = g.const_data_ptr(), p.gm = kernel.nhwc_grad ? nhwc_map(g) : map_of(g);

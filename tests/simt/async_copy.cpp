@@ -14,18 +14,16 @@ static void land(const PendingCopy& copy) {
   std::memset(static_cast<char*>(copy.shared) + copy.valid, 0, copy.bytes - copy.valid);
 }
 
-void copy_async(void* shared, const void* global, int valid, size_t bytes, const Site& site) {
-  if (valid < 0 || size_t(valid) > bytes)
-    machine.fail("cp.async of " + std::to_string(valid) + " valid bytes of " + std::to_string(bytes) + " at " +
-                 text(site));
+void copy_async(void* shared, const void* global, bool valid, size_t bytes, const Site& site) {
+  const size_t taken = valid ? bytes : 0;
   machine.aligned(shared, bytes, "cp.async to shared memory", site);
   machine.aligned(global, bytes, "cp.async from global memory", site);
   machine.shared_access(shared, bytes, "cp.async to shared memory", site);
-  machine.global_access(global, size_t(valid), kGlobalLoad, false, site);
+  machine.global_access(global, taken, kGlobalLoad, false, site);
   machine.count(kSharedStore, shared, bytes, site);
-  const PendingCopy copy{shared, global, size_t(valid), bytes};
+  const PendingCopy copy{shared, global, taken, bytes};
   if (machine.settings().copy == Copy::kEager) return land(copy);
-  touch_read(global, size_t(valid));
+  touch_read(global, taken);
   touch_write(shared, bytes);
   OwnAccesses own;
   std::memset(shared, SharedMemory::kPoison, bytes);

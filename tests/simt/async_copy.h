@@ -7,7 +7,7 @@
 
 namespace simt {
 
-void copy_async(void* shared, const void* global, int valid, size_t bytes, const Site& site);
+void copy_async(void* shared, const void* global, bool valid, size_t bytes, const Site& site);
 void commit_copies();
 void wait_copies(size_t pending_groups);
 

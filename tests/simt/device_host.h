@@ -89,9 +89,9 @@ SIMT_INLINE void store_shared(T* p, T value, Site site = here()) {
 }
 
 template <int kBytes>
-SIMT_INLINE void cp_async(void* shared, const void* global, int valid_bytes = kBytes, Site site = here()) {
+SIMT_INLINE void cp_async(void* shared, const void* global, bool valid = true, Site site = here()) {
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
-  simt::copy_async(shared, global, valid_bytes, kBytes, site);
+  simt::copy_async(shared, global, valid, kBytes, site);
 }
 inline void cp_async_commit() { simt::commit_copies(); }
 template <int kPending>

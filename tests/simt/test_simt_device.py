@@ -71,13 +71,13 @@ def test_shuffles(simt, order, name, dtype, by):
     assert (y == x[np.array(sources)]).all()
 
 
-@pytest.mark.parametrize(("size", "valid"), [(4, 4), (4, 0), (8, 8), (8, 3), (16, 16), (16, 6), (16, 0)])
+@pytest.mark.parametrize("valid", [0, 1])
+@pytest.mark.parametrize("size", [4, 8, 16])
 def test_cp_async_fills_with_zeros(simt, copy, size, valid):
     x = np.random.default_rng(0).integers(1, 255, (32, size), dtype=np.uint8)
     y = np.full_like(x, 255)
     getattr(simt, f"copy_{size}")(x, y, valid)
-    assert (y[:, :valid] == x[:, :valid]).all()
-    assert (y[:, valid:] == 0).all()
+    assert (y == x * valid).all()
 
 
 def test_f16_conversions_are_numpys(simt):

@@ -35,12 +35,12 @@ __global__ void __launch_bounds__(128) gemm_kernel(const T* a, const T* b, float
       if (thread < 64) {  // two chunks of 16 bytes to a row of A
         const int i = thread / 2, j = thread % 2 * S::kChunk;
         const bool valid = m0 + i < m && k0 + j < k;
-        cp_async<16>(&stage.a[i][j], valid ? a + int64_t(m0 + i) * k + k0 + j : a, valid ? 16 : 0);
+        cp_async<16>(&stage.a[i][j], valid ? a + int64_t(m0 + i) * k + k0 + j : a, valid);
       } else {
         constexpr int kRow = 32 / S::kChunk;  // chunks to a row of B
         const int i = (thread - 64) / kRow, j = (thread - 64) % kRow * S::kChunk;
         const bool valid = k0 + i < k && n0 + j < n;
-        cp_async<16>(&stage.b[i][j], valid ? b + int64_t(k0 + i) * n + n0 + j : b, valid ? 16 : 0);
+        cp_async<16>(&stage.b[i][j], valid ? b + int64_t(k0 + i) * n + n0 + j : b, valid);
       }
     }
     cp_async_commit();
