@@ -38,13 +38,9 @@ struct WarpPixels {
 
   __device__ explicit WarpPixels(int64_t left)
       : lane(threadIdx.x % kWarp), count(int(left < V * kWarp ? left : V * kWarp)) {}
-  // How many elements behind the start of a sector the row begins.
-  __device__ static int behind(const T* row) {
-    return int(reinterpret_cast<uintptr_t>(row) % kSectorBytes / sizeof(T));
-  }
 
   __device__ Fetched fetch(const T* row) const {
-    const int first = lane - behind(row);
+    const int first = lane - behind_sector(row);
     Fetched fetched;
 #pragma unroll
     for (int v = 0; v <= V; ++v) {
@@ -54,7 +50,7 @@ struct WarpPixels {
     return fetched;
   }
   __device__ void unpack(const T* row, const Fetched& fetched, Acc<T> (&pixel)[V]) const {
-    const int from = lane + behind(row);
+    const int from = lane + behind_sector(row);
     Acc<T> shifted[V + 1];
 #pragma unroll
     for (int v = 0; v <= V; ++v) shifted[v] = shuffle(to_acc(fetched.v[v]), from % kWarp);
@@ -62,7 +58,7 @@ struct WarpPixels {
     for (int v = 0; v < V; ++v) pixel[v] = from < kWarp ? shifted[v] : shifted[v + 1];
   }
   __device__ void put(T* row, const Acc<T> (&pixel)[V]) const {
-    const int first = lane - behind(row);
+    const int first = lane - behind_sector(row);
     Acc<T> shifted[V];
 #pragma unroll
     for (int v = 0; v < V; ++v) shifted[v] = shuffle(pixel[v], (first + kWarp) % kWarp);

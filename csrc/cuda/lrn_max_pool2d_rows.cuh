@@ -20,18 +20,24 @@ struct Lines {
   }
 };
 
+// In elements, from an image to the next, a pixel, a channel.
+struct Steps {
+  int64_t image, pixel, channel;
+};
+
 // A block takes `chunk` channels of a tower of one image and walks down `length` rows (forward: of y; backward: of x).
+// band: rows of y that move together.
 struct Strip {
   MaxPool2dGeometry pool;
   const void* x;
   void* dx;
-  int64_t channels, towers, pixel_step, channel_step;  // of one tower; steps in x
-  int64_t out_pixel_step, out_channel_step;            // in y
-  int chunk, before, after, length, row_elements, runs;
+  int64_t channels, towers;  // channels of one tower
+  Steps x_steps, y_steps;
+  int chunk, before, after, length, band, row_elements, runs;
   bool channels_last, relu;
   double alpha, k, factor;  // factor: 2 alpha beta
-  Divisor by_chunks, by_lengths, by_towers, by_width, by_slots;
-  Lines in, out;  // of rows of x, and of y
+  Divisor by_chunks, by_lengths, by_towers, by_width, by_out_width, by_slots;
+  Lines in, out;  // of a row of x, and of a band of y
 };
 
 // Channels [c0, c1) of the block's tower, whose first channel in its image is `first`.
@@ -46,6 +52,11 @@ struct Part {
     first = int64_t(tower) * s.channels, c0 = int(chunk) * s.chunk, row = int(strip) * s.length;
     c1 = c0 + s.chunk < s.channels ? c0 + s.chunk : int(s.channels);
   }
+  // The tower's first channel in the block's image of a tensor.
+  template <class T>
+  __device__ T* of(T* tensor, const Steps& steps) const {
+    return tensor + image * steps.image + first * steps.channel;
+  }
 };
 
 __device__ inline int at_least(int v, int low) { return v < low ? low : v; }
@@ -55,33 +66,40 @@ __device__ inline int at_most(int v, int high) { return v > high ? high : v; }
 // pixels meet different banks.
 __host__ __device__ inline int odd(int channels) { return channels | 1; }
 
-// Where channels [first, first + count) of a row of `width` pixels lie in shared memory: in memory's order, as lines of
-// neighbouring elements.
-struct Place {
-  int first, pixel, channel;  // steps from pixel to pixel, and from channel to channel
+// Elements that pixels take in shared memory.
+__host__ __device__ inline int64_t elements_of(bool channels_last, int64_t pixels, int64_t channels) {
+  return pixels * (channels_last ? odd(int(channels)) : channels);
+}
 
-  __device__ Place(const Strip& s, int width, int from, int count) : first(from) {
-    pixel = s.channels_last ? odd(count) : 1, channel = s.channels_last ? 1 : width;
+// Where channels [first, first + count) of some pixels lie in shared memory: in memory's order.
+struct Place {
+  int first, pixel, channel, size;  // pixel, channel: steps from one to the next; size: elements
+
+  __device__ Place(const Strip& s, int pixels, int from, int count)
+      : first(from), size(int(elements_of(s.channels_last, pixels, count))) {
+    pixel = s.channels_last ? odd(count) : 1, channel = s.channels_last ? 1 : pixels;
   }
-  __device__ int line(const Strip& s) const { return s.channels_last ? pixel : channel; }
   __device__ int at(int w, int c) const { return w * pixel + (c - first) * channel; }
 };
 
-// A row of channels [from, from + channels) in global memory, as lines of neighbouring elements.
+// Channels [from, from + channels) of neighbouring pixels in global memory, as lines of neighbouring elements.
 template <class T>
 struct Row {
   T* first;
   int64_t step;  // from line to line
-  int count, length;
+  int from, count, length;
+  bool channels_last;
 
-  __device__ Row(const Strip& s, T* image, int64_t row, int width, int from, int channels, int64_t pixel_step,
-                 int64_t channel_step) {
-    first = image + row * width * pixel_step + from * channel_step;
-    step = s.channels_last ? pixel_step : channel_step;
-    count = s.channels_last ? width : channels, length = s.channels_last ? channels : width;
+  // tower: its first channel of the image.
+  __device__ Row(const Strip& s, T* tower, const Steps& steps, int64_t first_pixel, int pixels, int first_channel,
+                 int channels)
+      : from(first_channel), channels_last(s.channels_last) {
+    first = tower + first_pixel * steps.pixel + from * steps.channel;
+    step = channels_last ? steps.pixel : steps.channel;
+    count = channels_last ? pixels : channels, length = channels_last ? channels : pixels;
   }
-  // f(exists, element, line, i) for element i of each line, by all threads; also where there is none, so that accesses
-  // of a warp's lanes stay one request.
+  // f(exists, element, pixel, channel) for each, the pixels counted from the first; by all threads, also where there is
+  // none, so that accesses of a warp's lanes stay one request.
   template <class F>
   __device__ void each(const Lines& s, const F& f) const {
     uint32_t lane;
@@ -90,8 +108,8 @@ struct Row {
     for (; lane < s.by_padded.d; lane += kFusedThreads) {  // once, if a line has not more lanes than threads
       T* start = first + thread_line * step;
       for (int line = thread_line; line < count; line += s.at_once, start += s.at_once * step) {
-        const int i = int(lane) - int(reinterpret_cast<uintptr_t>(start) % kSectorBytes / sizeof(T));
-        f(uint32_t(i) < uint32_t(length), start + i, line, i);
+        const int i = int(lane) - behind_sector(start);
+        f(uint32_t(i) < uint32_t(length), start + i, channels_last ? line : i, from + (channels_last ? i : line));
       }
     }
   }
@@ -109,11 +127,11 @@ __device__ __forceinline__ void each_run(const Strip& s, int from, int to, const
   }
 }
 
-// f(pixel, channel) for every element of a row in shared memory, lanes at neighbours of memory's order. The only
+// f(pixel, channel) for every element of some pixels in shared memory, lanes at neighbours of memory's order. The only
 // divisions are at the start.
 template <class F>
-__device__ __forceinline__ void each_element(const Strip& s, int width, int from, int channels, const F& f) {
-  const int line = s.channels_last ? channels : width, lines = s.channels_last ? width : channels;
+__device__ __forceinline__ void each_element(const Strip& s, int pixels, int from, int channels, const F& f) {
+  const int line = s.channels_last ? channels : pixels, lines = s.channels_last ? pixels : channels;
   const int down = kFusedThreads / line, along = kFusedThreads - down * line;
   int slow = threadIdx.x / line, fast = threadIdx.x - slow * line;
   while (slow < lines) {

@@ -33,7 +33,7 @@ struct Position {
 template <class T>
 __device__ const T* stage(void* shared, const T* from, int count) {
   constexpr int V = 16 / sizeof(T), kSector = kSectorBytes / sizeof(T);
-  const int behind = int(reinterpret_cast<uintptr_t>(from) % kSectorBytes / sizeof(T));
+  const int behind = behind_sector(from);
   T* to = static_cast<T*>(shared) + behind;
   const int lead = (kSector - behind) % kSector, head = lead < count ? lead : count, tail = (count - head) % V;
   for (int i = head + int(threadIdx.x) * V; i < count - tail; i += kPoolThreads * V) cp_async<16>(to + i, from + i);

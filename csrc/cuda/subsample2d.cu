@@ -29,6 +29,7 @@ __device__ __forceinline__ Vec<T, V> load_vector(const void* p, int64_t at) {
 template <class T, int V, class At>
 __device__ __forceinline__ void add_window(const Params& p, int row, int column, const At& at, Acc<T> (&sum)[V]) {
   for (int i = 0; i < p.kh; ++i)
+#pragma unroll 2  // of four, sm_100's registers do not hold the addresses
     for (int j = 0; j < p.kw; ++j) {
       const Vec<T, V> in = load_vector<T, V>(p.x, at(row * p.sh + i, column * p.sw + j));
 #pragma unroll

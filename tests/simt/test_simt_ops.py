@@ -226,3 +226,15 @@ def test_normalized_planes_that_begin_anywhere_take_few_sectors(simt, plane, op)
     least = sum(t.numel() * t.element_size() for t in tensors)
     assert 32 * (c.global_load.units + c.global_store.units) <= 1.1 * least
     assert sectors(c.global_load, c.global_store) <= 1.1
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("op", ["lrn_max_pool2d", "lrn_max_pool2d_backward"])
+@pytest.mark.parametrize("plane", [(55, 55), (27, 27)], ids=str)
+def test_normalization_with_pooling_takes_few_sectors(simt, plane, op, layout):
+    """AlexNet's maps: rows of 55, 27 and 13 elements begin anywhere in a sector, and narrow ones of y move together."""
+    call, _ = pooling_calls(simt, (1, 64, *plane), torch.float32, LAYOUTS[layout])[op]
+    with counted() as counters:
+        call()
+        c = counters()
+    assert sectors(c.global_load, c.global_store) <= 1.1
