@@ -175,7 +175,7 @@ int64_t span(const MaxPool2dParams& p) { return (p.kh - 1) * p.dh + 1; }
 
 // Rows of y that move together: a narrow one would leave much of its first and last sector to its neighbours.
 int64_t band(const MaxPool2dParams& p) {
-  return p.channels_last || p.sh > span(p) ? 1 : std::clamp<int64_t>(kFusedBand / p.ow, 1, p.oh);
+  return p.channels_last || p.sh > span(p) ? 1 : std::clamp<int64_t>(kFusedBand / p.w, 1, p.oh);
 }
 
 // What the forward kernel keeps of a row of x, or then of a band of y and its argmax, for `chunk` channels:

@@ -42,8 +42,8 @@ constexpr int kUnpoolWarps = 8, kUnpoolBytes = 6 << 10, kUnpoolChunk = 32;
 
 // Normalization with pooling: strips of rows are cut short of kLeastRows only to make some four blocks for each of an
 // H100's 132 processors, since a strip reads the rows again that it shares with the next.
-// kFusedBand: pixels of y that move together, in NCHW.
-constexpr int kFusedThreads = 256, kLeastRows = 4, kFusedBand = 32;
+// kFusedBand: pixels of x for whose rows as many rows of y move together, in NCHW.
+constexpr int kFusedThreads = 256, kLeastRows = 4, kFusedBand = 64;
 constexpr int64_t kEnoughBlocks = 528;
 
 // Convolution without shared memory: 16 sums a thread take two loads of 4 elements to 16 products.
