@@ -131,7 +131,7 @@ inline VU load_term(const Bf16Pair* p) {
   return v;
 }
 inline V<float> multiply_add(Bf16Pair b, VU u, V<float> sum) {
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) && !defined(FASTCNN_NO_ASSEMBLY)
   // Assembly, not the intrinsic: that one would have every caller compiled for CPUs that have it.
   asm("vdpbf16ps %1, %2, %0" : "+v"(sum) : "v"(u), "v"(VU{} + b.bits));
   return sum;

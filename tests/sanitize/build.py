@@ -1,7 +1,8 @@
 """Builds fastcnn's native library with AddressSanitizer and UndefinedBehaviorSanitizer, beside the package's own.
 
 `python -m tests.sanitize.build` leaves a copy of the package on that library in build/sanitize/package and a library
-with one planted fault of each kind in build/sanitize/planted.so. Only what has changed is compiled.
+with one planted fault of each kind in build/sanitize/planted.so. Only what has changed is compiled. Where the CPU has
+AVX2 but no AVX-512, the AVX-512 kernels are compiled for AVX2 (avx512.h).
 """
 
 import importlib.machinery
@@ -12,6 +13,8 @@ import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from fastcnn import _library
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "build" / "sanitize"
@@ -26,6 +29,11 @@ def runtime(name: str) -> str:
     return subprocess.run([CXX, f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
 
 
+def lowered() -> bool:
+    """Whether the AVX-512 kernels run on AVX2."""
+    return _library._C.supported_capability() == "avx2"
+
+
 def build() -> None:
     """Compiles what is stale, by two compilers at a time, and lays out the package."""
     sys.path.insert(0, str(ROOT))
@@ -35,16 +43,22 @@ def build() -> None:
     flags = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", *SANITIZE]
     flags += [f"-I{ROOT / 'csrc'}", "-isystem", str(torch / "include"), "-isystem", sysconfig.get_path("include")]
     flags += ["-DTORCH_TARGET_VERSION=0x020b000000000000", *(["-DFASTCNN_X86=1"] if X86 else [])]
+    levels = dict(ISA)
+    if lowered():
+        flags += ["-include", str(ROOT / "tests/sanitize/avx512.h"), "-Wno-psabi"]
+        levels["avx512"] = [*ISA["avx2"], "-DFASTCNN_LOWERED"]
 
+    objects = OUT / ("lowered" if lowered() else "objects")
     jobs = []  # object, source, flags of its own
-    for isa in ISA if X86 else ["baseline"]:
+    for isa in levels if X86 else ["baseline"]:
         for source in sorted((ROOT / "csrc/cpu").glob("*.cpp")):
-            jobs.append((OUT / isa / f"{source.stem}.o", source, [*ISA[isa], f"-DFASTCNN_ISA={isa}"]))
+            jobs.append((objects / isa / f"{source.stem}.o", source, [*levels[isa], f"-DFASTCNN_ISA={isa}"]))
     for folder in ("ops", "engine"):
         for source in sorted((ROOT / "csrc" / folder).glob("*.cpp")):
-            jobs.append((OUT / folder / f"{source.stem}.o", source, []))
-    planted = OUT / "planted.o"
-    jobs.append((planted, ROOT / "tests/sanitize/planted.cpp", []))
+            jobs.append((objects / folder / f"{source.stem}.o", source, []))
+    planted = objects / "planted.o"
+    wide = [*levels["avx512"], "-DFASTCNN_ISA=avx512"] if lowered() else []
+    jobs.append((planted, ROOT / "tests/sanitize/planted.cpp", wide))
 
     def compile(job):
         target, source, own = job
@@ -60,9 +74,9 @@ def build() -> None:
     shutil.copytree(ROOT / "kernels", PACKAGE / "fastcnn" / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", PACKAGE)
     library = PACKAGE / "fastcnn" / f"_C{importlib.machinery.EXTENSION_SUFFIXES[0]}"
-    objects = [str(target) for target, _, _ in jobs if target != planted]
+    kernels = [str(target) for target, _, _ in jobs if target != planted]
     link = [CXX, "-shared", *SANITIZE]
-    subprocess.run([*link, *objects, f"-L{torch / 'lib'}", "-ltorch_cpu", "-o", str(library)], check=True)
+    subprocess.run([*link, *kernels, f"-L{torch / 'lib'}", "-ltorch_cpu", "-o", str(library)], check=True)
     subprocess.run([*link, str(planted), "-o", str(PLANTED)], check=True)
 
 
