@@ -96,9 +96,19 @@ def test_sanitized_library_is_the_one_tested():
     assert run("-c", code).split() == [str(sanitized.PACKAGE / "fastcnn" / "__init__.py"), "True"]
 
 
-def passes(level: str, *arguments: str) -> None:
+def require_kernels(level: str) -> None:
     if not (level == "avx512" and sanitized.lowered()):
         require(level)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_every_level_is_run(level):
+    require_kernels(level)
+    assert run("-c", "import fastcnn; print(fastcnn.cpu_capability())", FASTCNN_CPU_CAPABILITY=level).strip() == level
+
+
+def passes(level: str, *arguments: str) -> None:
+    require_kernels(level)
     command = ("-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", *arguments)
     output = run(*command, FASTCNN_CPU_CAPABILITY=level)
     assert not found(output), "\n".join(found(output)) + output[-8000:]
