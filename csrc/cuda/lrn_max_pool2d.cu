@@ -197,13 +197,12 @@ int64_t slots(const MaxPool2dParams& p, bool backward) {
 // Bytes of shared memory for `chunk` channels.
 int64_t shared_bytes(const LocalResponseNormParams& n, const MaxPool2dParams& p, bool backward, int64_t chunk) {
   const int64_t around = n.before + n.after, accumulator = accumulator_size(p.dtype), index = p.wide_argmax ? 4 : 1;
-  if (!backward)
-    return accumulator * row_elements(n, p, chunk) +
-           size_of(p.dtype) * elements_of(p.channels_last, slots(p, false) * p.w, chunk);
-  const int64_t wide = std::min(chunk + around, n.channels), held = std::min(chunk + 2 * around, n.channels);
   const auto elements = [&](int64_t pixels, int64_t channels) {
     return elements_of(p.channels_last, pixels, channels);
   };
+  if (!backward)
+    return accumulator * row_elements(n, p, chunk) + size_of(p.dtype) * elements(slots(p, false) * p.w, chunk);
+  const int64_t wide = std::min(chunk + around, n.channels), held = std::min(chunk + 2 * around, n.channels);
   return accumulator * (elements(p.w, held) + 2 * elements(p.w, wide)) +
          elements(slots(p, true) * p.ow, wide) * (accumulator + index);
 }
@@ -224,9 +223,9 @@ const char* run(const LocalResponseNormParams& n, const MaxPool2dParams& p, bool
   // Of `rows` rows of this width, in all of the tensors.
   const auto lines = [&](int64_t rows, int64_t width, std::initializer_list<const void*> tensors) {
     const int64_t sector = kSectorBytes / size_of(p.dtype), around = (backward ? 2 : 1) * (n.before + n.after);
-    bool aligned = p.channels_last ? chunks == 1 && n.channels % sector == 0 : width % sector == 0;
-    for (const void* t : tensors) aligned = aligned && reinterpret_cast<uintptr_t>(t) % kSectorBytes == 0;
-    return Lines(p.channels_last ? std::min(chunk + around, n.channels) : rows * width, size_of(p.dtype), aligned);
+    bool whole = p.channels_last ? chunks == 1 && n.channels % sector == 0 : width % sector == 0;
+    for (const void* t : tensors) whole = whole && aligned(t, kSectorBytes);
+    return Lines(p.channels_last ? std::min(chunk + around, n.channels) : rows * width, size_of(p.dtype), whole);
   };
   s.in = lines(1, p.w, {n.x, backward ? n.out : n.x}), s.out = lines(s.band, p.ow, {backward ? p.x : p.y});
   s.row_elements = int(row_elements(n, p, chunk));
