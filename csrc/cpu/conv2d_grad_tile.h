@@ -22,6 +22,7 @@ void accumulate_grad(const A* x, int64_t x_step, const A* grad, int64_t grad_ste
   for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 2
     for (int v = 0; v < NV; ++v) acc[m][v] = first ? V<A>{} : load(dw + m * step + v * L);
+#pragma GCC unroll 2
   for (int64_t k = 0; k < count; ++k, x += x_step, grad += grad_step) {
     V<A> u[NV];
 #pragma GCC unroll 2
