@@ -34,9 +34,11 @@ FULL = [
     *rows(VGG16, directions=("backward",)),
     *rows(ALEXNET, (16,), ("contiguous",), ("backward",)),
     *rows(RESNET50[1:], (16,), directions=("input_gradient", "weight_gradient")),  # the 1x1 and 3x3 layers
+    *rows((*ALEXNET, *VGG16, *RESNET50), dtype=torch.float16),
+    *rows((*ALEXNET, *VGG16, *RESNET50), dtype=torch.bfloat16),
     *rows(
         map(find, ("alexnet.conv3", "vgg16.conv3_2", "resnet50.layer1.0.conv2", "resnet50.layer3.1.conv1")),
-        directions=("forward", "backward"),
+        directions=("backward",),
         dtype=torch.float16,
     ),
 ]

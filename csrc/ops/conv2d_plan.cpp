@@ -6,10 +6,12 @@
 namespace fastcnn {
 namespace {
 
-// Elements of a task's copy of x. 512 KiB of float32 leave half of a 1 MiB L2 to the weights that stream past it.
+// Elements of a task's copy of x. 512 KiB of float32 leave half of a 1 MiB L2 to the weights that stream past it; CPUs
+// without AVX-512 have 256 or 512 KiB of L2.
 constexpr int64_t kStageElements = 128 * 1024;
+int64_t stage_elements(Isa isa) { return isa == Isa::avx512 ? kStageElements : kStageElements / 4; }
 
-// Elements of a block's output, likewise.
+// Elements of a block's output.
 constexpr int64_t kOutputElements = 128 * 1024;
 
 // Enough tasks that the last one to finish costs little, where there is work for that many.
@@ -64,15 +66,15 @@ BlockShape within_output(BlockShape block, int64_t channels) {
   return block;
 }
 
-// Output pixels whose part of x has about kStageElements elements: whole rows if one fits.
-BlockShape block_shape(const ConvGeometry& g, const Map& ym, int64_t channels) {
+// Output pixels whose part of x has about `most` elements: whole rows if one fits.
+BlockShape block_shape(const ConvGeometry& g, const Map& ym, int64_t channels, int64_t most) {
   channels = std::max<int64_t>(1, channels);
   int64_t cols = ym.w;
-  if (in_rows(g, 1) * in_cols(g, cols) * channels > kStageElements) {
-    const int64_t fit = (kStageElements / (in_rows(g, 1) * channels) - (g.kw - 1) * int64_t{g.dw} - 1) / g.sw + 1;
+  if (in_rows(g, 1) * in_cols(g, cols) * channels > most) {
+    const int64_t fit = (most / (in_rows(g, 1) * channels) - (g.kw - 1) * int64_t{g.dw} - 1) / g.sw + 1;
     cols = std::min(ym.w, std::max(kLeastPixels, fit / kLeastPixels * kLeastPixels));
   }
-  const int64_t fit = kStageElements / (in_cols(g, cols) * channels);
+  const int64_t fit = most / (in_cols(g, cols) * channels);
   const int64_t rows = fit <= in_rows(g, 1) ? 1 : (fit - in_rows(g, 1)) / g.sh + 1;
   return within_output({std::clamp<int64_t>(rows, 1, ym.h), cols}, ym.c);
 }
@@ -182,7 +184,7 @@ Conv2dPlan plan_conv2d(const Conv2dParams& p, Isa isa, int64_t threads) {
   const int64_t channels = grouped ? g.groups * g.group_in : terms(g, p.algorithm);
   const int64_t images = p.ym.n * (grouped ? 1 : g.groups);
   plan.panels = ceil_div(grouped ? g.groups * g.group_out : g.group_out, plan.lanes);
-  BlockShape block = block_shape(g, p.ym, channels);
+  BlockShape block = block_shape(g, p.ym, channels, stage_elements(isa));
 
   // Share the work: first by output channels, since each thread then streams only its part of the weights, unless these
   // are few; then by pixels, of which a block keeps at least kLeastPixels.
@@ -223,7 +225,7 @@ Conv2dWeightGradPlan plan_conv2d_weight_grad(const Conv2dWeightGradParams& p, Is
   const bool side_by_side = g.kw == 1 || (g.dw == 1 && (plan.stage_x || g.groups == 1));
   plan.tap_cols = side_by_side ? 1 : g.kw;
   plan.weights = (side_by_side ? g.kw : 1) * g.group_in;
-  BlockShape block = block_shape(g, p.gm, channels);
+  BlockShape block = block_shape(g, p.gm, channels, kStageElements);
   const int64_t tile = isa == Isa::avx512 ? 14 : 6;
   plan.images = 1;
   if (!grouped) {
