@@ -7,15 +7,16 @@ namespace fastcnn::FASTCNN_ISA {
 
 // Registers: MR*NV accumulators + NV weights + 1 broadcast input out of 32 (AVX-512) or 16. With 2 vectors a tile
 // needs one load per 1.75 multiply-adds, below what the load ports give; narrow maps take fewer pixels and 4 vectors.
+// kAhead: the terms by which weights are fetched ahead, or 0 where a term's 12 multiply-adds and 8 loads leave no room
+// to it: two threads of a core share the six instructions that it starts in a cycle.
 #if defined(__AVX512F__)
-constexpr int kMR = 14, kNarrowMR = 7;
+constexpr int kMR = 14, kNarrowMR = 7, kAhead = 24;
 #else
-constexpr int kMR = 6, kNarrowMR = 3;
+constexpr int kMR = 6, kNarrowMR = 3, kAhead = 0;
 #endif
 constexpr int kMaxNV = 4;
 
-// Terms of the sum per step of its loop: one line of each panel of weights, which is fetched once. Beside 12
-// multiply-adds and 8 loads of a term, what else a loop does weighs: two threads of a core share its six slots a cycle.
+// Terms per step of the loop: one line of each panel of weights.
 constexpr int kTerms = 64 / kVectorBytes;
 
 // The sum's outer loops: tap rows first, first+every, ... below last, each `cols` stretches of `length` contiguous
@@ -89,8 +90,9 @@ void accumulate(const E* x, int64_t step, const Runs& runs, const E* w, int64_t 
     int64_t k = 0;
     for (; k + kTerms <= runs.length; k += kTerms) {
       if constexpr (Fetch) __builtin_prefetch(next), next += kTerms * MR;
+      if constexpr (kAhead > 0)
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) __builtin_prefetch(u_at + v * panel + 24 * L, 0, 3);
+        for (int v = 0; v < NV; ++v) __builtin_prefetch(u_at + v * panel + kAhead * L, 0, 3);
 #pragma GCC unroll 4
       for (int j = 0; j < kTerms; ++j) add(j);
       advance(kTerms);
