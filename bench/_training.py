@@ -4,6 +4,7 @@ python -m bench._training NETWORK fast|stock BATCH SIZE
 """
 
 import contextlib
+import copy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -92,16 +93,20 @@ class Step:
         return loss.detach()
 
 
-def difference(fast: Step, stock: Step) -> float:
-    """The largest relative difference between the two in the loss and, as vectors, in the gradients."""
+def errors(fast: Step, stock: Step) -> tuple[float, float]:
+    """Each side's largest relative error in the loss and, as vectors, in the gradients; stock's step in float64 is the
+    truth."""
+    exact = Step(copy.deepcopy(stock.network).double(), stock.x.double(), stock=True)
+    loss = exact()
 
-    def relative(a: Tensor, b: Tensor) -> float:
-        return float((a - b).norm() / b.norm())
+    def worst(step: Step) -> float:
+        def relative(a: Tensor, b: Tensor) -> float:
+            return float((a - b).norm() / b.norm())
 
-    worst = relative(fast(), stock())
-    for mine, theirs in zip(fast.network.parameters(), stock.network.parameters(), strict=True):
-        worst = max(worst, relative(mine.grad, theirs.grad))
-    return worst
+        pairs = zip(step.network.parameters(), exact.network.parameters(), strict=True)
+        return max(relative(step(), loss), *(relative(mine.grad, truth.grad) for mine, truth in pairs))
+
+    return worst(fast), worst(stock)
 
 
 def random_batch(batch: int, size: int) -> Tensor:
@@ -109,14 +114,16 @@ def random_batch(batch: int, size: int) -> Tensor:
 
 
 def peak_bytes(step: Callable[[], object]) -> int:
-    """The most memory that this process ever held, once a step is done, beyond what it held before."""
+    """The most memory that this process ever held, once three steps are done, beyond what it held before. The first
+    alone has neither momentum nor what allocators keep."""
 
     def status(key: str) -> int:  # not getrusage: a process inherits the peak of the one that started it
         (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
         return int(line.split()[1]) * 1024
 
     resident = status("VmRSS:")
-    step()
+    for _ in range(3):
+        step()
     return status("VmHWM:") - resident
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from bench._rows import parametrize, rows
-from bench._training import Step, difference, networks, random_batch
+from bench._training import Step, errors, networks, random_batch
 
-# Both round some 1e4 terms per value and layer, and where a ReLU's input or two of a window's maxima lie within
-# rounding of each other, they pass a gradient on that the other does not: a share of some 1e-5 of all.
+# Where a ReLU's input or two of a window's maxima lie within rounding of each other, a step passes a gradient on that
+# the exact one does not: a share of some 1e-5 of all. Stock's is off by as much: 2e-2 in AlexNet's first layer on AVX2.
 SAME_STEP = 1e-2
 
 
@@ -45,10 +45,11 @@ def test_training_step(row, time_in_turns, benchmark):
     x = random_batch(row.batch, row.case.size)
     fast, stock = (Step(n, x, s) for n, s in zip(networks(row.case.name), (False, True)))
     with torch.enable_grad():
-        found = difference(fast, stock)
-        if not found <= SAME_STEP:
-            pytest.fail(f"not timed, fastcnn's step differs from stock's: {row}: {found:.1e}", pytrace=False)
-        time_in_turns(fast, stock, row, "training step", {"difference": found})
+        error, stock_error = errors(fast, stock)
+        if not error <= max(SAME_STEP, 2 * stock_error):
+            reason = f"fastcnn's step is off by {error:.1e}, stock's by {stock_error:.1e}"
+            pytest.fail(f"not timed, {reason}: {row}", pytrace=False)
+        time_in_turns(fast, stock, row, "training step", {"error": error, "stock_error": stock_error})
     fast_bytes, stock_bytes = (step_memory(row, side) for side in ("fast", "stock"))
     benchmark.extra_info.update(
         {"fastcnn_step_bytes": fast_bytes, "stock_step_bytes": stock_bytes, "memory_ratio": stock_bytes / fast_bytes}
