@@ -49,17 +49,20 @@ void pool_nhwc(const AvgPool2dParams& p, Parts parts, int64_t begin, int64_t end
   }
 }
 
-// The sum of a part of a row: in vectors where it is long (global pooling), in a fixed order.
-template <class A>
-A sum_of(const A* row, int64_t begin, int64_t end) {
-  constexpr int lanes = Vec<A>::lanes;
-  A total = 0;
-  if (end - begin >= 2 * lanes) {
-    V<A> sum = load(row + begin);
-    for (begin += lanes; begin + lanes <= end; begin += lanes) sum += load(row + begin);
-    for (int i = 0; i < lanes; ++i) total += sum[i];
+// The sum of a part of a row: in vectors where it is long (global pooling), four at a time, in a fixed order.
+template <class T>
+Acc<T> sum_of(const T* row, int64_t begin, int64_t end) {
+  constexpr int L = kLanes<T>;
+  Acc<T> total = 0;
+  if (end - begin >= 2 * L) {
+    V<Acc<T>> sum[4]{};
+    for (; begin + 4 * L <= end; begin += 4 * L)
+      for (int i = 0; i < 4; ++i) sum[i] += load(row + begin + i * L);
+    for (; begin + L <= end; begin += L) sum[0] += load(row + begin);
+    sum[0] += sum[1] + (sum[2] + sum[3]);
+    for (int i = 0; i < L; ++i) total += sum[0][i];
   }
-  for (; begin < end; ++begin) total += row[begin];
+  for (; begin < end; ++begin) total += get(row[begin]);
   return total;
 }
 
@@ -127,11 +130,16 @@ template <class T>
 void pool_nchw(const AvgPool2dParams& p, Parts parts, int64_t begin, int64_t end) {
   using A = Acc<T>;
   RowNchw<T> row(p, parts);
+  const bool global = !p.backward && p.h * p.oh * p.ow == 1 && p.columns[0].end - p.columns[0].begin == p.w;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t oh = task % p.oh;
     const Window rows = p.rows[oh];
     const T* x = static_cast<const T*>(p.x) + task / p.oh * p.h * p.w;
     T* y = static_cast<T*>(p.y) + task * p.ow;
+    if (global) {
+      put(y, sum_of(x, 0, p.w) / (row.column_scale[0] * A(p.row_scale[0])));
+      continue;
+    }
     each_vector<kLanes<T>>(p.w, [&](int64_t w, int lanes) {
       V<A> sum{};
       if (p.backward) {
