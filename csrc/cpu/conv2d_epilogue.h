@@ -22,17 +22,17 @@ inline Out<Acc<T>> out_of(const Conv2dParams& p, const Acc<T>* bias, int64_t n, 
   return {at(static_cast<A*>(p.y), p.ym), p.ym.sw, bias, at(static_cast<const A*>(p.residual), p.rm), p.rm.sw, p.relu};
 }
 
-// One vector of channels of y, pixel after pixel; r: of the residual, or null. Not inlined: among its callers' many
-// values the constants of a conversion would be made anew for each pixel.
+// One vector of channels of y, of which `lanes` exist, pixel after pixel; r: of the residual, or null. Not inlined:
+// among its callers' many values the constants of a conversion would be made anew for each pixel.
 template <class T>
-[[gnu::noinline]] void finish_vector(const Acc<T>* tile, int64_t pitch, int pixels, V<Acc<T>> bias, const T* r,
-                                     int64_t r_step, bool relu, T* y, int64_t y_step) {
+[[gnu::noinline]] void finish_vector(const Acc<T>* tile, int64_t pitch, int pixels, int lanes, V<Acc<T>> bias,
+                                     const T* r, int64_t r_step, bool relu, T* y, int64_t y_step) {
   using A = Acc<T>;
   for (int t = 0; t < pixels; ++t, tile += pitch, y += y_step) {
     V<A> v = load(tile) + bias;
-    if (r) v += load(r + t * r_step);
+    if (r) v += load_part(r + t * r_step, lanes);
     if (relu) v = v < 0 ? V<A>{} : v;  // not `v > 0 ? v : 0`: a NaN stays
-    store(y, v);
+    store_part(y, v, lanes);
   }
 }
 
@@ -47,18 +47,9 @@ inline void epilogue(const Conv2dParams& p, const Acc<T>* tile, int64_t pitch, i
   const T* r = p.residual ? static_cast<const T*>(p.residual) + n * p.rm.sn + oc * p.rm.sc + oh * p.rm.sh + ow * p.rm.sw
                           : nullptr;
   if (p.ym.sc == 1 && (!r || p.rm.sc == 1)) {
-    int64_t c = 0;
-    for (; c + L <= width; c += L)
-      finish_vector(tile + c, pitch, pixels, bias ? load(bias + c) : V<A>{}, r ? r + c : r, p.rm.sw, p.relu, y + c,
-                    p.ym.sw);
-    if (c == width) return;
-    const V<A> b = bias ? load(bias + c) : V<A>{};
-    for (int t = 0; t < pixels; ++t) {
-      V<A> v = load(tile + t * pitch + c) + b;
-      if (r) v += load(r + t * p.rm.sw + c, int(width - c));
-      if (p.relu) v = v < 0 ? V<A>{} : v;
-      store(y + t * p.ym.sw + c, v, int(width - c));
-    }
+    for (int64_t c = 0; c < width; c += L)
+      finish_vector(tile + c, pitch, pixels, width - c < L ? int(width - c) : L, bias ? load(bias + c) : V<A>{},
+                    r ? r + c : r, p.rm.sw, p.relu, y + c, p.ym.sw);
     return;
   }
   for (int64_t c = 0; c < width; ++c)
