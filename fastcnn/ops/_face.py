@@ -71,7 +71,9 @@ def refuse(function: str, input: torch.Tensor, **tensors) -> None:
 
 def autocast_cast(x: torch.Tensor, *tensors: torch.Tensor | None) -> tuple:
     """x and the tensors as torch's autocast would pass them to a convolution."""
-    device = "cpu" if x.is_cpu else x.device.type
+    if not torch._C._is_any_autocast_enabled():
+        return x, *tensors
+    device = x.device.type
     if not torch.is_autocast_enabled(device):
         return x, *tensors
     dtype = torch.get_autocast_dtype(device)
