@@ -14,6 +14,7 @@ from tests.test_avg_pool2d import DTYPES, LAYOUTS, check_both_ways
 # windows, of the output and of the gradient.
 GEOMETRIES = [
     ((2, 70, 7, 7), (1, 1)),
+    ((17, 150, 3, 5), (1, 1)),
     ((1, 5, 13, 41), (1, 1)),
     ((1, 96, 8, 12), (4, 6)),
     ((2, 17, 9, 20), (3, 20)),

@@ -113,12 +113,6 @@ struct RowNchw {
   }
 
   void irregular(T* y, A row_divisor) {
-    const bool all_in_one = p.w == 1 && p.columns[0].end == 1 && p.columns[p.ow - 1].begin == 0;
-    if (p.backward && all_in_one) {  // global pooling: one gradient for all
-      const V<A> all = splat(summed[0]);
-      each_vector<kLanes<T>>(p.ow, [&](int64_t q, int lanes) { store_part(y + q, all, lanes); });
-      return;
-    }
     for (int64_t q = 0; q < p.ow; ++q) {
       const A sum = sum_of(summed, p.columns[q].begin, p.columns[q].end);
       put(y + q, p.backward ? sum : sum / (column_scale[q] * row_divisor));
@@ -130,16 +124,11 @@ template <class T>
 void pool_nchw(const AvgPool2dParams& p, Parts parts, int64_t begin, int64_t end) {
   using A = Acc<T>;
   RowNchw<T> row(p, parts);
-  const bool global = !p.backward && p.h * p.oh * p.ow == 1 && p.columns[0].end - p.columns[0].begin == p.w;
   for (int64_t task = begin; task < end; ++task) {
     const int64_t oh = task % p.oh;
     const Window rows = p.rows[oh];
     const T* x = static_cast<const T*>(p.x) + task / p.oh * p.h * p.w;
     T* y = static_cast<T*>(p.y) + task * p.ow;
-    if (global) {
-      put(y, sum_of(x, 0, p.w) / (row.column_scale[0] * A(p.row_scale[0])));
-      continue;
-    }
     each_vector<kLanes<T>>(p.w, [&](int64_t w, int lanes) {
       V<A> sum{};
       if (p.backward) {
@@ -160,12 +149,62 @@ void pool_nchw(const AvgPool2dParams& p, Parts parts, int64_t begin, int64_t end
   }
 }
 
+// Where one window covers the plane, a task of NCHW is a plane.
+template <class T>
+void pool_global_nchw(const AvgPool2dParams& p, int64_t begin, int64_t end) {
+  using A = Acc<T>;
+  const A rows = A(p.row_scale[0]), columns = A(p.column_scale[0]);
+  for (int64_t task = begin; task < end; ++task) {
+    const T* x = static_cast<const T*>(p.x) + task * p.w;
+    T* y = static_cast<T*>(p.y) + task * p.ow;
+    if (p.backward) {
+      const V<A> all = splat(get(x[0]) * rows * columns);
+      each_vector<kLanes<T>>(p.ow, [&](int64_t q, int lanes) { store_part(y + q, all, lanes); });
+    } else {
+      put(y, sum_of(x, 0, p.w) / (columns * rows));
+    }
+  }
+}
+
+// Where one window covers the plane, the mean of an image's pixels, which are the rows here.
+template <class T>
+void mean_nhwc(const AvgPool2dParams& p, int64_t begin, int64_t end) {
+  using A = Acc<T>;
+  constexpr int L = kLanes<T>, kWide = 8;  // sums side by side: one alone would wait for its own additions
+  const A divisor = A(p.row_scale[0]) * A(p.column_scale[0]);
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t n = task / p.blocks(), c0 = task % p.blocks() * p.channel_block;
+    const int64_t channels = p.c - c0 < p.channel_block ? p.c - c0 : p.channel_block;
+    const T* x = static_cast<const T*>(p.x) + n * p.h * p.c + c0;
+    T* y = static_cast<T*>(p.y) + n * p.c + c0;
+    int64_t c = 0;
+    for (; c + kWide * L <= channels; c += kWide * L) {
+      V<A> sum[kWide]{};
+      for (int64_t h = 0; h < p.h; ++h)
+        for (int i = 0; i < kWide; ++i) sum[i] += load(x + h * p.c + c + i * L);
+      for (int i = 0; i < kWide; ++i) store(y + c + i * L, sum[i] / divisor);
+    }
+    each_vector<L>(channels - c, [&](int64_t rest, int lanes) {
+      V<A> sum{};
+      for (int64_t h = 0; h < p.h; ++h) sum += load_part(x + h * p.c + c + rest, lanes);
+      store_part(y + c + rest, sum / divisor, lanes);
+    });
+  }
+}
+
 }  // namespace
 
 void avg_pool2d(const AvgPool2dParams& p, char* scratch, int64_t begin, int64_t end) {
   switch_dtype(p.dtype, [&](auto t) {
     using T = decltype(t);
-    p.channels_last ? pool_nhwc<T>(p, {scratch}, begin, end) : pool_nchw<T>(p, {scratch}, begin, end);
+    if (p.global && !p.channels_last)
+      pool_global_nchw<T>(p, begin, end);
+    else if (p.global && !p.backward)
+      mean_nhwc<T>(p, begin, end);
+    else if (p.channels_last)
+      pool_nhwc<T>(p, {scratch}, begin, end);
+    else
+      pool_nchw<T>(p, {scratch}, begin, end);
   });
 }
 

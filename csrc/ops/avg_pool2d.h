@@ -17,6 +17,7 @@ struct AvgPool2dParams {
   Dtype dtype;
   bool channels_last;
   bool backward;
+  bool global;  // one window over the whole plane, which is one row of w columns (NCHW) or one column (NHWC)
   int64_t n, c, h, w, oh, ow;
   const Window* rows;          // of each row of y the rows of x that it sums
   const Window* columns;       // the same for columns

@@ -45,7 +45,8 @@ Tensor avg_windows(const char* op, const Tensor& input, AvgAxis rows, AvgAxis co
   p.x = x.const_data_ptr(), p.y = y.mutable_data_ptr(), p.dtype = dtype_of(op, x);
   p.channels_last = format == MemoryFormat::ChannelsLast && x.size(1) > 1;
   p.n = size[0], p.c = size[1], p.h = x.size(2), p.w = x.size(3), p.oh = size[2], p.ow = size[3];
-  if (covers_all(rows, p.h) && covers_all(columns, p.w)) {
+  p.global = covers_all(rows, p.h) && covers_all(columns, p.w);
+  if (p.global) {
     const int64_t plane = p.h * p.w;
     p.channels_last ? flatten(rows, columns, plane) : flatten(columns, rows, plane);
     p.h = p.channels_last ? plane : 1, p.w = p.channels_last ? 1 : plane;
@@ -67,7 +68,8 @@ Tensor avg_windows_backward(const char* op, const Tensor& grad, const Ints& size
   p.x = g.const_data_ptr(), p.y = gx.mutable_data_ptr(), p.dtype = dtype_of(op, g);
   p.channels_last = channels_last && size[1] > 1;
   p.n = size[0], p.c = size[1], p.h = g.size(2), p.w = g.size(3), p.oh = size[2], p.ow = size[3];
-  if (covers_all(rows, p.oh) && covers_all(columns, p.ow)) {
+  p.global = covers_all(rows, p.oh) && covers_all(columns, p.ow);
+  if (p.global) {
     const int64_t plane = p.oh * p.ow;
     p.channels_last ? flatten(rows, columns, plane) : flatten(columns, rows, plane);
     p.oh = p.channels_last ? plane : 1, p.ow = p.channels_last ? 1 : plane;
