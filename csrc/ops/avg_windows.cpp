@@ -3,15 +3,22 @@
 namespace fastcnn {
 namespace {
 
+bool covers_all(const AvgAxis& axis, int64_t in) {
+  return axis.windows.size() == 1 && axis.windows[0].begin == 0 && axis.windows[0].end == in;
+}
+
 // Global pooling's plane is one row in memory: NHWC sums H*W rows of one column, NCHW one row of H*W columns.
-void flatten(AvgAxis& along, AvgAxis& across, int64_t plane) {
+// h, w: p's sizes of the map that the windows lie in.
+void flatten_global(AvgPool2dParams& p, AvgAxis& rows, AvgAxis& columns, int64_t& h, int64_t& w) {
+  p.global = covers_all(rows, h) && covers_all(columns, w);
+  if (!p.global) return;
+  AvgAxis& along = p.channels_last ? rows : columns;
+  AvgAxis& across = p.channels_last ? columns : rows;
+  const int64_t plane = h * w;
   along.windows = {{0, plane, 0}};
   across.windows = {{0, 1, 0}};
   along.s = across.s = 0;
-}
-
-bool covers_all(const AvgAxis& axis, int64_t in) {
-  return axis.windows.size() == 1 && axis.windows[0].begin == 0 && axis.windows[0].end == in;
+  h = p.channels_last ? plane : 1, w = p.channels_last ? 1 : plane;
 }
 
 void run(AvgPool2dParams& p, const Windows& rows, const Windows& columns, const AvgAxis& regular) {
@@ -45,12 +52,7 @@ Tensor avg_windows(const char* op, const Tensor& input, AvgAxis rows, AvgAxis co
   p.x = x.const_data_ptr(), p.y = y.mutable_data_ptr(), p.dtype = dtype_of(op, x);
   p.channels_last = format == MemoryFormat::ChannelsLast && x.size(1) > 1;
   p.n = size[0], p.c = size[1], p.h = x.size(2), p.w = x.size(3), p.oh = size[2], p.ow = size[3];
-  p.global = covers_all(rows, p.h) && covers_all(columns, p.w);
-  if (p.global) {
-    const int64_t plane = p.h * p.w;
-    p.channels_last ? flatten(rows, columns, plane) : flatten(columns, rows, plane);
-    p.h = p.channels_last ? plane : 1, p.w = p.channels_last ? 1 : plane;
-  }
+  flatten_global(p, rows, columns, p.h, p.w);
   p.row_scale = rows.divisors.data(), p.column_scale = columns.divisors.data();
   run(p, rows.windows, columns.windows, columns);
   return y;
@@ -68,12 +70,7 @@ Tensor avg_windows_backward(const char* op, const Tensor& grad, const Ints& size
   p.x = g.const_data_ptr(), p.y = gx.mutable_data_ptr(), p.dtype = dtype_of(op, g);
   p.channels_last = channels_last && size[1] > 1;
   p.n = size[0], p.c = size[1], p.h = g.size(2), p.w = g.size(3), p.oh = size[2], p.ow = size[3];
-  p.global = covers_all(rows, p.oh) && covers_all(columns, p.ow);
-  if (p.global) {
-    const int64_t plane = p.oh * p.ow;
-    p.channels_last ? flatten(rows, columns, plane) : flatten(columns, rows, plane);
-    p.oh = p.channels_last ? plane : 1, p.ow = p.channels_last ? 1 : plane;
-  }
+  flatten_global(p, rows, columns, p.oh, p.ow);
   for (AvgAxis* axis : {&rows, &columns})
     for (double& d : axis->divisors) d = 1 / d;
   p.row_scale = rows.divisors.data(), p.column_scale = columns.divisors.data();

@@ -71,12 +71,10 @@ def refuse(function: str, input: torch.Tensor, **tensors) -> None:
 
 def autocast_cast(x: torch.Tensor, *tensors: torch.Tensor | None) -> tuple:
     """x and the tensors as torch's autocast would pass them to a convolution."""
-    if not torch._C._is_any_autocast_enabled():
+    # Where no autocast is on, the first question, which is the cheaper, answers.
+    if not (torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(x.device.type)):
         return x, *tensors
-    device = x.device.type
-    if not torch.is_autocast_enabled(device):
-        return x, *tensors
-    dtype = torch.get_autocast_dtype(device)
+    dtype = torch.get_autocast_dtype(x.device.type)
     return tuple(t.to(dtype) if t is not None and t.dtype != torch.float64 else t for t in (x, *tensors))
 
 
