@@ -203,6 +203,32 @@ def test_module_equals_torch(mode, padding):
             torch.testing.assert_close(module(x), stock(x))
 
 
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize(
+    "changed",
+    [{"stride": 2}, {"stride": (2,)}, {"stride": [2, 1]}, {"padding": 2}, {"padding": "same"}, {"dilation": (2,)},
+     {"bias": None}],
+    ids=str,
+)  # fmt: skip
+def test_module_reads_its_attributes_as_torch_does(changed, gradients):
+    stock, module = torch.nn.Conv2d(4, 6, 3, padding=1), fastcnn.nn.Conv2d(4, 6, 3, padding=1)
+    module.load_state_dict(stock.state_dict())
+    x = torch.randn(2, 4, 9, 8)
+    for either in (stock, module):
+        for name, value in changed.items():
+            setattr(either, name, value)
+    with torch.set_grad_enabled(gradients):
+        torch.testing.assert_close(module(x), stock(x))
+
+
+def test_module_without_weight_says_so():
+    module = fastcnn.nn.Conv2d(4, 6, 3)
+    module.weight = None
+    for gradients in (False, True):
+        with torch.set_grad_enabled(gradients), pytest.raises(TypeError, match="expected weight to be a Tensor"):
+            module(torch.randn(1, 4, 9, 8))
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])

@@ -148,6 +148,17 @@ def bits_equal(a, b):
     return all(p.equal(q) and p.stride() == q.stride() and not p.isnan().any() for p, q in zip(a, b, strict=True))
 
 
+@pytest.mark.parametrize("name", OPS)
+def test_inference_mode_records_nothing_even_where_gradients_are_enabled(name):
+    leaves = [torch.nn.Parameter(t) for t in inputs(name)]
+    with torch.inference_mode(), torch.enable_grad():
+        y = OPS[name][0](*leaves)
+    assert y.is_inference()
+    assert not y.requires_grad
+    with torch.no_grad():
+        assert bits_equal([y], [OPS[name][0](*leaves)])
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["f32", "f16"])
 @pytest.mark.parametrize("name", OPS)

@@ -54,13 +54,14 @@ Tensor avg_pool2d_backward(const Tensor& grad, const Ints& size, bool channels_l
 }  // namespace
 }  // namespace fastcnn
 
-#define GEOMETRY                                                                                         \
-  "SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding, bool ceil_mode, bool count_include_pad, " \
-  "int? divisor_override) -> Tensor"
+#define GEOMETRY(Int)                                         \
+  Int "[2] kernel_size, " Int "[2] stride, " Int              \
+      "[2] padding, bool ceil_mode, bool count_include_pad, " \
+      "int? divisor_override) -> Tensor"
 STABLE_TORCH_LIBRARY_FRAGMENT(fastcnn, m) {
-  m.def("avg_pool2d(Tensor x, " GEOMETRY);
-  m.def("_avg_pool2d(Tensor x, " GEOMETRY);  // without autograd
-  m.def("avg_pool2d_backward(Tensor grad, SymInt[] size, bool channels_last, " GEOMETRY);
+  m.def("avg_pool2d(Tensor x, " GEOMETRY("SymInt"));
+  m.def("_avg_pool2d(Tensor x, " GEOMETRY("int"));  // without autograd; torch reads an int faster than a SymInt
+  m.def("avg_pool2d_backward(Tensor grad, SymInt[] size, bool channels_last, " GEOMETRY("SymInt"));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastcnn, CPU, m) {

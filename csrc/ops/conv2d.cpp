@@ -318,9 +318,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastcnn, m) {
         ", bool relu, int accuracy) -> Tensor");
   // Without autograd. packed: of _pack_weight; geometry: stride, padding and dilation (two each), groups and
   // maybe torch.nn.Conv2d's padding_mode: 0 zeros, 1 reflect, 2 replicate, 3 circular. A packed weight decides between
-  // direct and Winograd, whatever accuracy says.
+  // direct and Winograd, whatever accuracy says. int[] since torch asks what each SymInt may be: 0.2 us apiece.
   m.def(
-      "_conv2d(Tensor x, Tensor weight, Tensor? packed, Tensor? bias, Tensor? residual, SymInt[] geometry, bool relu, "
+      "_conv2d(Tensor x, Tensor weight, Tensor? packed, Tensor? bias, Tensor? residual, int[] geometry, bool relu, "
       "int accuracy) -> Tensor");
   m.def("_pack_weight(Tensor weight, SymInt groups, bool winograd=False) -> Tensor");
   m.def("conv2d_backward_input(Tensor grad, Tensor weight, SymInt[4] input_size, " GEOMETRY

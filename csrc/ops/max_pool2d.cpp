@@ -105,7 +105,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastcnn, m) {
   m.def("max_pool2d(Tensor x, " GEOMETRY ") -> (Tensor, Tensor)");
   m.def("_max_pool2d(Tensor x, " GEOMETRY ") -> (Tensor, Tensor)");  // without autograd
   // Inference: no argmax is written. geometry: kernel_size, stride, padding and dilation, two each.
-  m.def("_max_pool2d_values(Tensor x, SymInt[] geometry, bool ceil_mode) -> Tensor");
+  m.def("_max_pool2d_values(Tensor x, int[] geometry, bool ceil_mode) -> Tensor");
   m.def("max_pool2d_backward(Tensor grad, Tensor argmax, SymInt[] size, " GEOMETRY ") -> Tensor");
   m.def("max_pool2d_gather(Tensor x, Tensor argmax, " GEOMETRY ") -> Tensor");
 }

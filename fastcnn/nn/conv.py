@@ -3,21 +3,18 @@
 import torch
 
 from .. import functional as F
-from ..ops.conv2d import conv2d_padded
+from ..ops.conv2d import conv2d_module
 
 
 class Conv2d(torch.nn.Conv2d):
     """torch.nn.Conv2d on fastcnn.functional.conv2d: constructor, attributes, repr and state_dict are torch's."""
 
     def _conv_forward(self, input, weight, bias):
-        if self.padding_mode == "zeros":
-            return F.conv2d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
-        if not isinstance(self.padding, str):
-            return conv2d_padded(
-                input, weight, bias, self.stride, self.padding, self.dilation, self.groups, self.padding_mode
-            )
-        padded = torch.nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-        return F.conv2d(padded, weight, bias, self.stride, 0, self.dilation, self.groups)
+        padding = self.padding
+        if self.padding_mode != "zeros" and isinstance(padding, str):
+            input = torch.nn.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            return F.conv2d(input, weight, bias, self.stride, 0, self.dilation, self.groups)
+        return conv2d_module(input, weight, bias, self.stride, padding, self.dilation, self.groups, self.padding_mode)
 
 
 class ConvTranspose2d(torch.nn.ConvTranspose2d):

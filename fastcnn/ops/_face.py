@@ -104,6 +104,11 @@ def tracing() -> bool:
     return transforming() or torch.compiler.is_compiling()
 
 
+def recording() -> bool:
+    """Whether autograd records. Inference mode keeps it from that even where enable_grad() lies within."""
+    return torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+
+
 def log(name: str, *tensors) -> None:
     """FASTCNN_VERBOSE: one line per dispatched kernel."""
     if config.verbose and not torch.compiler.is_compiling():
@@ -117,6 +122,6 @@ def dispatch(op, raw, needs_grad: bool, x, *args):
     log(op.op._opname, x)
     if tracing():
         return op(x, *args)
-    if needs_grad and torch.is_grad_enabled():
+    if needs_grad and recording():
         return op.apply(x, *args)
     return raw(x, *args)

@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from .. import _library, _timing
 from .._config import ACCURACIES, STOCK, config, road
 from . import _triton
-from ._face import allows_tf32, autocast_cast, batched, native, pair, tracing, with_tf32
+from ._face import allows_tf32, autocast_cast, batched, native, pair, recording, tracing, with_tf32
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -141,7 +141,7 @@ def rivals(face: Callable, args: tuple, kwargs: dict) -> list[str]:
 
 
 def _wants_gradients(args: tuple, kwargs: dict) -> bool:
-    return torch.is_grad_enabled() and any(t.requires_grad for t in _tensors(args, kwargs))
+    return recording() and any(t.requires_grad for t in _tensors(args, kwargs))
 
 
 def _geometry(given: dict[str, Any]) -> list[tuple[int, int]]:
@@ -249,7 +249,7 @@ def _key(op: str, device: torch.device, args: tuple, kwargs: dict) -> tuple:
     """Compared at every call: objects. What cannot change within a process is in the file's key alone."""
     autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
     named = tuple((name, _plain(kwargs[name])) for name in sorted(kwargs))
-    how = torch.is_grad_enabled(), config.accuracy, autocast, torch.are_deterministic_algorithms_enabled()
+    how = recording(), config.accuracy, autocast, torch.are_deterministic_algorithms_enabled()
     return op, *map(_plain, args), named, how, _machine(device)
 
 

@@ -4,7 +4,7 @@ import torch
 
 from .._config import config, road
 from ._define import memory_format
-from ._face import TF32, dispatch
+from ._face import TF32, dispatch, recording
 
 CUDA = "fastcnn's CUDA kernel"  # the candidate of policy "fastest" that leaves Triton out
 
@@ -92,7 +92,7 @@ def rivals(x, weight, stride, padding, dilation, groups: int, level: int) -> lis
 def conv2d(x, weight, scale, shift, residual, stride, padding, dilation, groups: int, relu: bool, level: int):
     """act(scale * conv2d(x, weight) + shift + residual) for what `takes` takes; scale and shift may be float32."""
     tensors = (x, weight, scale, shift, residual)
-    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    needs_grad = recording() and any(t is not None and t.requires_grad for t in tensors)
     tf32 = level >= TF32
     if groups == 1:
         from fastcnn.kernels.pointwise import pointwise
@@ -107,7 +107,7 @@ def conv2d(x, weight, scale, shift, residual, stride, padding, dilation, groups:
 
 def conv2d_stats(x, weight, stride, padding, dilation, groups: int, level: int):
     """conv2d(x, weight) for what `trains` takes, and its channels' mean and biased variance."""
-    needs_grad, tf32 = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad), level >= TF32
+    needs_grad, tf32 = recording() and (x.requires_grad or weight.requires_grad), level >= TF32
     if groups == 1:
         from fastcnn.kernels.pointwise import pointwise_stats as op
 

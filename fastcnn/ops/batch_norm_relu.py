@@ -6,7 +6,7 @@ import torch
 from torch.overrides import handle_torch_function, has_torch_function
 
 from ._define import Differentiable, fold, memory_format, register, register_fake
-from ._face import batched, dispatch, native, refuse, together
+from ._face import batched, dispatch, native, recording, refuse, together
 from ._policy import by_policy
 
 
@@ -85,7 +85,7 @@ def batch_norm_relu(
     if not training and (running_mean is None or running_var is None):
         raise RuntimeError("batch_norm_relu: Expected running_mean and running_var to be defined when training=False")
     x = batched("batch_norm_relu", input)
-    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
+    needs_grad = recording() and any(t is not None and t.requires_grad for t in (x, weight, bias))
     if training or needs_grad or not native(input, "batch_norm_relu"):
         y = torch.nn.functional.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
         y = y.relu() if activation else y

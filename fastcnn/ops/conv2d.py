@@ -11,7 +11,7 @@ from .. import _library, _packed
 from .._config import ACCURACIES, config
 from . import _triton
 from ._define import Differentiable, autocast, fold, memory_format, register, register_fake
-from ._face import autocast_cast, batched, dispatch, log, native, pair, refuse, together, tracing, with_tf32
+from ._face import autocast_cast, batched, dispatch, log, native, pair, recording, refuse, together, tracing, with_tf32
 from ._policy import by_policy
 
 
@@ -230,7 +230,7 @@ def conv2d(
     relu, level = activation is not None, with_tf32(ACCURACIES.index(level), x)
     if not x.is_cpu and _triton.takes(x, weight, bias, stride, padding, dilation, groups, level):
         y = _triton.conv2d(x, weight, None, bias, residual, stride, padding, dilation, groups, relu, level)
-    elif torch.is_grad_enabled() or tracing():
+    elif tracing() or recording():
         needs_grad = (
             x.requires_grad
             or weight.requires_grad
@@ -264,28 +264,51 @@ def conv2d(
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
-def conv2d_padded(input, weight, bias, stride, padding, dilation, groups, mode):
-    """conv2d in torch.nn.Conv2d's other padding modes. Without gradients the kernel's copy of a block reads the border
-    where `mode` says; else the input is padded first, since its gradient must be folded back there.
+def conv2d_module(input, weight, bias, stride, padding, dilation, groups, mode):
+    """torch.nn.Conv2d's forward. Plain CPU tensors go straight to the kernel, which checks shapes and dtypes itself:
+    conv2d's other questions would cost a small map a fifth of its time. Without gradients the kernel's copy of a block
+    also reads the border where `mode` says; a gradient must be folded back into the input, which is padded first.
 
-    padding: (height, width).
+    padding: (height, width) or, where mode is 'zeros', all that conv2d takes.
     """
-    plain = (
-        input.is_floating_point() and input.dim() == 4 and not (has_torch_function((input, weight, bias)) or tracing())
+    pairs = (
+        type(stride) is type(padding) is type(dilation) is tuple and len(stride) == len(padding) == len(dilation) == 2
     )
-    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (input, weight, bias))
-    on_cpu = input.is_cpu and weight.is_cpu and native(input, "conv2d")
-    if not plain or needs_grad or not on_cpu or torch.is_autocast_enabled("cpu"):
-        (ph, pw) = padding
+    if pairs and _is_plain(input, weight, bias):
+        if config.verbose:
+            log("conv2d", input, weight)
+        level = config.level
+        needs_grad = input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+        if not (needs_grad and recording()):
+            geometry = (*stride, *padding, *dilation, groups)
+            if mode == "zeros" or not any(padding):
+                packed = _packed.cache.get(weight, input.shape, geometry, level)
+                return ops.raw(input, weight, packed, bias, None, geometry, False, level)
+            return ops.raw(input, weight, None, bias, None, (*geometry, PADDING_MODES.index(mode)), False, level)
+        if mode == "zeros":
+            return ops.conv.apply(input, weight, bias, None, stride, padding, dilation, groups, False, level)
+    if mode != "zeros":
+        (ph, pw), padding = padding, 0
         padded = torch.nn.functional.pad(input, (pw, pw, ph, ph), mode=mode)
-        if input.dim() == 4:  # torch's circular padding forgets channels_last
-            padded = padded.contiguous(memory_format=memory_format(input))
-        return conv2d(padded, weight, bias, stride, 0, dilation, groups)
-    log("conv2d", input, weight)
-    geometry = (*stride, *padding, *dilation, groups, PADDING_MODES.index(mode))
-    level = config.level
-    packed = None if any(padding) else _packed.cache.get(weight, input.shape, geometry, level)
-    return ops.raw(input, weight, packed, bias, None, geometry, False, level)
+        # torch's circular padding forgets channels_last
+        input = padded.contiguous(memory_format=memory_format(input)) if input.dim() == 4 else padded
+    return conv2d(input, weight, bias, stride, padding, dilation, groups)
+
+
+def _is_plain(input, weight, bias) -> bool:
+    """Whether nothing but the kernel has a say in a call."""
+    return (
+        not has_torch_function((input, weight, bias))
+        and not tracing()
+        and config.policy != "fastest"
+        and input.is_cpu
+        and input.dim() == 4
+        and native(input, "conv2d")
+        and weight is not None
+        and weight.is_cpu
+        and (bias is None or bias.is_cpu)
+        and not torch._C._is_any_autocast_enabled()
+    )
 
 
 def pad_by_name(x, weight, padding, stride, dilation):

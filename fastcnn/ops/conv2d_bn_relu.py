@@ -12,7 +12,7 @@ from .._config import config
 from . import _triton
 from . import conv2d as convolution
 from ._define import Differentiable, autocast, loop, memory_format, register, register_fake
-from ._face import autocast_cast, batched, dispatch, log, native, pair, refuse, together, tracing, with_tf32
+from ._face import autocast_cast, batched, dispatch, log, native, pair, recording, refuse, together, tracing, with_tf32
 from ._policy import by_policy
 
 
@@ -265,7 +265,7 @@ def _train(x, weight, bias, residual, norm, geometry, momentum, eps, relu):
 
 def _infer(x, weight, bias, residual, norm, geometry, eps, activation):
     tensors = (x, weight, bias, residual, *norm)
-    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    needs_grad = recording() and any(t is not None and t.requires_grad for t in tensors)
     stride, padding, dilation, groups = geometry
     (sh, sw), (ph, pw), (dh, dw) = stride, padding, dilation
     flat, level = (sh, sw, ph, pw, dh, dw, groups), with_tf32(config.level, x)

@@ -8,7 +8,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from . import local_response_norm as norm
 from . import max_pool2d as pool
 from ._define import Differentiable, fold, memory_format, register, register_fake
-from ._face import batched, dispatch, native, pair, tracing
+from ._face import batched, dispatch, native, pair, recording, tracing
 from ._policy import by_policy
 from ._pool import output_size, pooled
 
@@ -139,7 +139,7 @@ def lrn_max_pool2d(
         pair("lrn_max_pool2d", "dilation", dilation),
         ceil_mode,
     )
-    if tracing() or (x.requires_grad and torch.is_grad_enabled()):
+    if tracing() or (x.requires_grad and recording()):
         y, _ = dispatch(ops.pool, ops.raw, x.requires_grad, x, *args)
     else:
         y = ops.values(x, *args)

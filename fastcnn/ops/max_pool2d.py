@@ -7,7 +7,7 @@ import torch
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from ._define import Differentiable, fold, memory_format, register, register_fake
-from ._face import batched, dispatch, native, pair, tracing
+from ._face import batched, dispatch, native, pair, recording, tracing
 from ._policy import by_policy
 from ._pool import output_size, pooled
 
@@ -127,7 +127,7 @@ def max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode
         ceil_mode,
     )
     x = batched("max_pool2d", input)
-    if not (return_indices or tracing() or (x.requires_grad and torch.is_grad_enabled())):
+    if not (return_indices or tracing() or (x.requires_grad and recording())):
         y = ops.values(x, (*kernel, *geometry[1], *geometry[2], *geometry[3]), ceil_mode)
         return y if x is input else y.squeeze(0)
     y, argmax = dispatch(ops.pool, ops.raw, x.requires_grad, x, *geometry)
