@@ -1,7 +1,10 @@
 """The memory of large outputs: used again, bounded, given back, safe among threads and forks, poisoned on demand."""
 
 import ctypes
+import os
 import random
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -73,10 +76,44 @@ def test_layers_of_all_sizes_share_it():
         del x
 
     for passes in (2, 3):
-        before = _library._C.arena_mappings()
+        before = _library._C.arena_growths()
         for _ in range(passes):
             run()
-    assert _library._C.arena_mappings() == before
+    assert _library._C.arena_growths() == before
+
+
+def test_neighbours_join_and_the_last_one_grows():
+    used, _ = use()
+    y, z = output(3), output(5)
+    at = y.data_ptr()
+    del y, z
+    for mib in (8, 11):
+        y = output(mib)
+        assert y.data_ptr() == at
+        assert use() == (used + mib * MIB, 0)
+        del y
+
+
+def test_little_address_space():
+    """Where a region is refused a block has a mapping of its own."""
+    code = """if True:
+        import resource, torch, fastcnn
+        import fastcnn.functional as F
+        F.max_pool2d(torch.ones(1, 1, 8, 8), 1)
+        (size,) = (line for line in open("/proc/self/status") if line.startswith("VmSize"))
+        limit = int(size.split()[1]) * 1024 + (200 << 20)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        y, z = (F.max_pool2d(torch.full((1, 1, 1, 1), i).expand(1, 9, 512, 512), 1) for i in (3.0, 5.0))
+        assert (y == 3).all() and (z == 5).all()
+        assert fastcnn._library._C.arena_growths() == 2
+        try:
+            F.max_pool2d(torch.ones(1, 1, 1, 1).expand(1, 400, 512, 512), 1)
+        except RuntimeError as error:
+            assert "memory" in str(error), error
+        else:
+            raise AssertionError("400 MiB fitted")
+    """
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 def test_views_keep_the_memory():

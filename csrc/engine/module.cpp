@@ -56,7 +56,7 @@ PYBIND11_MODULE(_C, m) {
     const fastcnn::ArenaUse use = fastcnn::arena_use();
     return std::pair(use.used, use.kept);
   });
-  m.def("arena_mappings", [] { return fastcnn::arena_use().mappings; });
+  m.def("arena_growths", [] { return fastcnn::arena_use().growths; });
   m.def("explain_conv2d", &fastcnn::explain_conv2d);
   m.def("explain_cuda_conv2d", &fastcnn::explain_cuda_conv2d);
   m.def("conv2d_is_winograd", &fastcnn::conv2d_is_winograd);

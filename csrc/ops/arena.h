@@ -17,9 +17,9 @@ void arena_give_back(void* block);
 // Returns what nothing uses to the system.
 void arena_clear();
 
-// Bytes held, in use by tensors and kept for the next ones; and how often the system was asked for more.
+// Bytes held, in use by tensors and kept for the next ones; and how often that grew.
 struct ArenaUse {
-  size_t used, kept, mappings;
+  size_t used, kept, growths;
 };
 ArenaUse arena_use();
 
