@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -114,6 +115,15 @@ def test_little_address_space():
             raise AssertionError("400 MiB fitted")
     """
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+@pytest.mark.skipif(
+    Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "1", reason="this system grants memory it has not"
+)
+def test_more_than_the_machine_has_is_refused():
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with pytest.raises(RuntimeError, match="memory"):
+        output(4 * memory // MIB)
 
 
 def test_views_keep_the_memory():

@@ -21,7 +21,8 @@ constexpr size_t kRegion = size_t{1} << 30;
 
 char* map_region(size_t bytes) {
   const size_t mapped = bytes + kHugePage;
-  void* const at = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  // Not with MAP_NORESERVE: the system would grant a block that is larger than its memory, and kill whoever fills it.
+  void* const at = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (at == MAP_FAILED) return nullptr;
   const uintptr_t start = reinterpret_cast<uintptr_t>(at), region = (start + kHugePage - 1) / kHugePage * kHugePage;
   if (region > start) munmap(at, region - start);
