@@ -105,8 +105,9 @@ def tracing() -> bool:
 
 
 def recording() -> bool:
-    """Whether autograd records. Inference mode keeps it from that even where enable_grad() lies within."""
-    return torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    """Whether autograd records. Inference mode, after which Dynamo cannot ask, keeps it from that even where
+    enable_grad() lies within."""
+    return torch.is_grad_enabled() and (torch.compiler.is_compiling() or not torch.is_inference_mode_enabled())
 
 
 def log(name: str, *tensors) -> None:
