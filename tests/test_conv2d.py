@@ -221,6 +221,16 @@ def test_module_reads_its_attributes_as_torch_does(changed, gradients):
         torch.testing.assert_close(module(x), stock(x))
 
 
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("mode", ["zeros", "reflect"])
+def test_module_logs_a_call_once(mode, gradients, monkeypatch, caplog):
+    monkeypatch.setattr(fastcnn._config.config, "verbose", True)
+    module = fastcnn.nn.Conv2d(4, 6, 3, padding=1, padding_mode=mode)
+    with torch.set_grad_enabled(gradients), caplog.at_level("INFO", "fastcnn"):
+        module(torch.randn(1, 4, 9, 8))
+    assert [r.getMessage().partition("(")[0] for r in caplog.records] == ["conv2d"]
+
+
 def test_module_without_weight_says_so():
     module = fastcnn.nn.Conv2d(4, 6, 3)
     module.weight = None

@@ -275,11 +275,11 @@ def conv2d_module(input, weight, bias, stride, padding, dilation, groups, mode):
         type(stride) is type(padding) is type(dilation) is tuple and len(stride) == len(padding) == len(dilation) == 2
     )
     if pairs and _is_plain(input, weight, bias):
-        if config.verbose:
-            log("conv2d", input, weight)
-        level = config.level
         needs_grad = input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-        if not (needs_grad and recording()):
+        gradients, level = needs_grad and recording(), config.level
+        if config.verbose and (mode == "zeros" or not gradients):  # else conv2d logs it
+            log("conv2d", input, weight)
+        if not gradients:
             geometry = (*stride, *padding, *dilation, groups)
             if mode == "zeros" or not any(padding):
                 packed = _packed.cache.get(weight, input.shape, geometry, level)
